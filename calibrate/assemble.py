@@ -1,0 +1,58 @@
+"""Bands -> Sidecar: the last step of a calibration, and the first of scoring a candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from torch import Tensor
+
+from ..runtime.model import LM
+from ..runtime.sidecar import SCHEMA, VERSION, Band, Sidecar, canonical
+
+
+def producer_version() -> str:
+    try:
+        return version("longscan")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "0"
+
+
+def assemble(
+    lm: LM,
+    train_length: int,
+    bands: Sequence[tuple[Band, Mapping[str, Tensor]]],
+    *,
+    recipe: Any = None,
+    calibration: Any = None,
+    scores: Any = None,
+) -> Sidecar:
+    """A Sidecar for `lm` from bands in order of length, each an entry and its tensors."""
+    tensors = {f"bands.{b}.{name}": tensor for b, (_, found) in enumerate(bands) for name, tensor in found.items()}
+    metadata = {
+        "format": "pt",
+        "schema": SCHEMA,
+        "schema_version": VERSION,
+        "producer": "longscan",
+        "producer_version": producer_version(),
+        "base_model": lm.source.name,
+        "base_model_revision": lm.source.revision,
+        "model_fingerprint": lm.fingerprint,
+        "train_length": str(train_length),
+        "n_layer": str(len(lm.weights.layers)),
+        "channels": str(lm.weights.d_inner),
+        "recipe": canonical(recipe or {}),
+        "calibration": canonical(calibration or {}),
+        "scores": canonical(scores or []),
+        "policy": canonical({"bands": [entry.to_json() for entry, _ in bands]}),
+    }
+    return Sidecar(tensors, metadata)
+
+
+def with_sidecar(lm: LM, sidecar: Sidecar | None) -> LM:
+    """The same weights under another sidecar; nothing is copied."""
+    other = LM(lm.source, lm.config, lm.weights, sidecar, lm.backend)
+    if "tokenizer" in lm.__dict__:
+        other.__dict__["tokenizer"] = lm.__dict__["tokenizer"]
+    return other

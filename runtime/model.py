@@ -1,0 +1,193 @@
+"""`load(model, sidecar)` -> LM: prefill, step, generate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+import torch
+from torch import Tensor
+
+from .config import ModelConfig
+from .errors import CheckpointError
+from .forward import step_layers
+from .generate import generate_ids, generate_text
+from .observer import Observer
+from .plan import Plan
+from .prefill import Output, is_open, prefill
+from .sidecar import Sidecar
+from .source import Source, locate
+from .state import State, read_state
+from .tokenizer import load_tokenizer
+from .weights import Weights, read_weights
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+def load(
+    model: str | Path,
+    sidecar: str | Path | Sidecar | None = None,
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    backend: str = "auto",
+) -> LM:
+    """Load a Mamba-1 language model and, if given, its sidecar.
+
+    model: `demo`, a local folder, or a Hub id, in the state-spaces or the transformers layout
+    sidecar: a file, a Hub id or a Sidecar; None is the plain model
+    dtype: "auto" is float32 on a CPU and bfloat16 on a GPU; the SSM state is float32 in both
+
+    Raises CheckpointError (model files) and SidecarError (sidecar malformed, or made for another model).
+    """
+    place = pick_device(device)
+    source = locate(str(model), revision)
+    path = source.find("config.json")
+    if path is None:
+        raise CheckpointError(f"{model} has no config.json; give a folder with a Mamba checkpoint")
+    config = ModelConfig.read(path)
+    weights = read_weights(source, config, place, pick_dtype(dtype, place))
+    side = sidecar if sidecar is None or isinstance(sidecar, Sidecar) else Sidecar.read(sidecar)
+    if side is not None:
+        side.check_model(weights.fingerprint, source.name)
+    return LM(source, config, weights, side, backend)
+
+
+def pick_device(device: str) -> torch.device:
+    """ "auto" is the GPU if there is one. Raises ValueError for a device that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}; use auto, cpu or cuda") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no CUDA device here; use --device cpu")
+    return place
+
+
+def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """ "auto", a torch dtype or its name. Raises ValueError for anything that is no float type."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"unknown dtype {dtype!r}; use auto, float32, bfloat16 or float16")
+    return found
+
+
+class LM:
+    """A model with its sidecar. Build it with `load`."""
+
+    def __init__(self, source: Source, config: ModelConfig, weights: Weights, sidecar: Sidecar | None, backend: str):
+        self.source, self.config, self.weights, self.backend = source, config, weights, backend
+        self.sidecar = sidecar
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights.embedding.device
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of what a sidecar depends on; see the sidecar's `model_fingerprint`."""
+        return self.weights.fingerprint
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer (a `tokenizers.Tokenizer`), read on first use."""
+        return load_tokenizer(self.source, self.config)
+
+    def new_state(self, batch: int) -> State:
+        """Zero state for `batch` sequences."""
+        w = self.weights
+        ssm_dtype = torch.float64 if w.embedding.dtype == torch.float64 else torch.float32
+        n_layer, device = len(w.layers), self.device
+        conv = torch.zeros(n_layer, batch, w.d_inner, w.d_conv - 1, dtype=w.embedding.dtype, device=device)
+        ssm = torch.zeros(n_layer, batch, w.d_inner, w.d_state, dtype=ssm_dtype, device=device)
+        length = torch.zeros(batch, dtype=torch.int64, device=device)
+        return State(conv, ssm, length, Plan("none", 0), fingerprint=self.fingerprint)
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        ids: Tensor,
+        *,
+        state: State | None = None,
+        total_length: float | None = None,
+        chunk: int | None = None,
+        method: str = "auto",
+        attention_mask: Tensor | None = None,
+        logits_to_keep: int = 1,
+        observer: Observer | None = None,
+    ) -> Output:
+        """Read a prompt.
+
+        ids: (B, L) int64; attention_mask: (B, L), left padding only
+        state: go on from here (the given state is left as it was); None starts afresh
+        total_length: S of a prompt given in several calls; the first call fixes plan and S. math.inf: open-ended
+        chunk: tokens a pass through the layers; any value gives the same result, a small one saves memory
+        method: "auto" (the sidecar's choice at S) or one to force; at or below the training length always "none"
+        logits_to_keep: rows of logits wanted, counted from the end and safe from decimation; 0 = all still present
+
+        Raises ValueError on ids, mask, chunk or total_length that make no sense, and SidecarError if the sidecar
+        holds no tables for the forced method.
+        """
+        ids = ids.to(self.device)
+        if state is not None and ids.dim() == 2 and state.batch != ids.shape[0]:
+            raise ValueError(f"ids have {ids.shape[0]} rows and the state {state.batch}; give one state row a prompt")
+        fresh = state is None
+        return prefill(
+            self.weights,
+            self.config,
+            self.sidecar,
+            ids,
+            self.new_state(ids.shape[0]) if state is None else state.clone(),
+            fresh=fresh,
+            total_length=total_length,
+            chunk=chunk,
+            method=method,
+            attention_mask=attention_mask,
+            logits_to_keep=logits_to_keep,
+            observer=observer,
+            backend=self.backend,
+        )
+
+    @torch.inference_mode()
+    def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:
+        """One token a row: token (B,) int64 -> logits (B, V) float32 and the state, updated in place.
+
+        Steps are unfiltered, as published. Raises ValueError while a promised prompt is unfinished.
+        """
+        if is_open(state):
+            raise ValueError(f"the prompt of total_length {state.total} is not complete; prefill its last piece first")
+        if token.shape != state.length.shape:
+            raise ValueError(f"token has shape {tuple(token.shape)}, expected {tuple(state.length.shape)}")
+        logits = step_layers(self.weights, self.config, token.to(self.device), state, self.backend)
+        state.length += 1
+        return logits, state
+
+    @overload
+    def generate(self, prompt: str, max_new_tokens: int = ..., **options: object) -> Iterator[str]: ...
+    @overload
+    def generate(self, prompt: Sequence[int] | Tensor, max_new_tokens: int = ..., **options: object) -> Iterator[int]: ...
+    def generate(self, prompt, max_new_tokens=128, **options):  # type: ignore[no-untyped-def]
+        """Continue a prompt, piece by piece: str in, str out; ids in, ids out. Ends at EOS.
+
+        options: temperature 0.0 (greedy), top_k 0, top_p 1.0, seed None, stop () (strings or ids), method "auto",
+        chunk None. Raises ValueError on an empty prompt or impossible options.
+        """
+        if isinstance(prompt, str):
+            return generate_text(self, prompt, max_new_tokens, **options)
+        return generate_ids(self, prompt, max_new_tokens, **options)
+
+    def load_state(self, path: str | Path) -> State:
+        """Read a state written by State.save. Raises ValueError if it belongs to another model."""
+        state = read_state(path, self.fingerprint, self.device)
+        expected = self.new_state(state.batch)
+        if state.conv.shape != expected.conv.shape or state.ssm.shape != expected.ssm.shape:
+            raise ValueError(f"{path} was saved by another model; load the model it belongs to")
+        return state

@@ -1,0 +1,196 @@
+"""The sidecar: what a calibration found, as one safetensors file.
+
+A sidecar holds *bands* of lengths. Each band has a method and its own tables:
+
+    bands.{b}.lengths      (K,) int64, ascending, all > train_length
+    bands.{b}.thresholds   (K, n_layer, channels) float32, g(S); 0 = local channel, or nothing filtered
+    bands.{b}.both         the same for method "both" where it was fitted for it (g_fit sequential)
+    bands.{b}.keep         (n,) int64, tokens kept, one a decimating layer
+    bands.{b}.layers       (n,) int64, the decimating layers, ascending
+    bands.{b}.weights      (n, channels) float32, the score's channel weights
+
+and an entry in the metadata's `policy`, canonical JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .errors import CheckpointError, SidecarError
+from .files import save_tensors
+from .plan import METHODS, Plan
+from .tables import Interpolation, look_up
+from .validation import check
+
+SCHEMA, VERSION = "longscan.sidecar", "1"
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces, so that equal values are equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Band:
+    """One entry of the policy: the calibrated lengths it serves and what it does there."""
+
+    lengths: tuple[int, ...]  # calibrated lengths, ascending
+    method: str  # what "auto" means here
+    theta: float | None = None  # a channel is global if its decay exceeds theta; None: no filter
+    log_theta: float | None = None  # the same where theta underflows a float
+    mass: Mapping[str, float] = field(default_factory=dict)  # length -> m(S)
+    g_fit: str = "stretched"
+    interpolation: Interpolation = "log"
+    start: int = 0  # g = 0 below this length (published tables)
+    score: str = "all"  # whose weights decimation's score uses: all channels or the global ones
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "lengths": list(self.lengths), "mass": dict(self.mass)}
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """Tensors and metadata of one calibration. Compare plans, not sidecars.
+
+    metadata keys: format, schema, schema_version, producer, producer_version, base_model, base_model_revision,
+    model_fingerprint, train_length, recipe, calibration, scores, policy.
+    """
+
+    tensors: Mapping[str, Tensor]
+    metadata: dict[str, str]
+
+    @staticmethod
+    def read(path_or_repo: str | Path, revision: str | None = None) -> Sidecar:
+        """Read and check a sidecar: a file, or a Hub repository that holds exactly one.
+
+        Raises SidecarError naming the key, what was found, what was expected, and the remedy.
+        """
+        path = _locate(path_or_repo, revision)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = dict(file.metadata() or {})
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise SidecarError(f"{path.name} is not a readable safetensors file ({error}); fetch it again") from error
+        side = Sidecar(tensors, metadata)
+        check(side.tensors, side.metadata)
+        return side
+
+    def write(self, path: str | Path) -> None:
+        """Write the file (temporary name, then renamed). Raises SidecarError if invalid, OSError if it cannot."""
+        check(self.tensors, self.metadata)
+        save_tensors(Path(path), self.tensors, self.metadata)
+
+    @cached_property
+    def bands(self) -> tuple[Band, ...]:
+        """The policy, in order of length."""
+        entries = json.loads(self.metadata["policy"])["bands"]
+        return tuple(Band(**{**entry, "lengths": tuple(entry["lengths"])}) for entry in entries)
+
+    @property
+    def train_length(self) -> int:
+        return int(self.metadata["train_length"])
+
+    def band(self, length: float) -> int:
+        """Index of the band that serves a length; bands split at the log midpoints of the calibrated lengths."""
+        for index, (low, high) in enumerate(zip(self.bands, self.bands[1:])):
+            if length <= math.sqrt(low.lengths[-1] * high.lengths[0]):
+                return index
+        return len(self.bands) - 1
+
+    def plan(self, length: float, method: str = "auto") -> Plan:
+        """What to do with a prompt of `length` tokens. At or below the training length always "none".
+
+        Raises ValueError for an unknown method and SidecarError for one this sidecar holds no tables for.
+        """
+        if method not in ("auto", *METHODS):
+            raise ValueError(f"unknown method {method!r}; choose auto, {', '.join(METHODS)}")
+        if length <= self.train_length:
+            return Plan("none", length)
+        index = self.band(length)
+        chosen = self.bands[index].method if method == "auto" else method
+        if math.isinf(length):  # open-ended: nothing to rank yet, so nothing is dropped
+            chosen = {"both": "filter", "decimate": "none"}.get(chosen, chosen)
+        if chosen in ("filter", "both") and f"bands.{index}.thresholds" not in self.tensors:
+            raise SidecarError(f"this sidecar has no filter at length {length}; calibrate with --method filter or auto")
+        if chosen not in ("decimate", "both"):
+            return Plan(chosen, length)
+        if f"bands.{index}.layers" not in self.tensors:
+            raise SidecarError(
+                f"this sidecar has no decimation at length {length}; calibrate with --method decimate or auto"
+            )
+        layers, keep = (self.tensors[f"bands.{index}.{name}"].tolist() for name in ("layers", "keep"))
+        return Plan(chosen, length, dict(zip(layers, keep)))
+
+    def thresholds(self, layer: int, length: float, method: str = "filter") -> Tensor:
+        """g(S) of one layer: (channels,) float32, 0 where the channel is local.
+
+        `length` is the number of tokens the scan sees; for a sequential fit of "both", the prompt's.
+        """
+        return self.thresholds_in(self.band(length), layer, length, method)
+
+    def thresholds_in(self, band: int, layer: int, length: float, method: str = "filter") -> Tensor:
+        """The same from a given band, for scans that decimation has made shorter than the band's prompts."""
+        fitted = f"bands.{band}.both"
+        name = fitted if method == "both" and fitted in self.tensors else f"bands.{band}.thresholds"
+        if name not in self.tensors:
+            raise SidecarError(f"this sidecar has no filter at length {length}; calibrate with --method filter or auto")
+        table = self.tensors[name]
+        entry = self.bands[band]
+        if not 0 <= layer < table.shape[1]:
+            raise ValueError(f"layer {layer} is outside the model's {table.shape[1]} layers")
+        if length <= self.train_length or length < entry.start:
+            return torch.zeros(table.shape[2])
+        return look_up(self.tensors[f"bands.{band}.lengths"].tolist(), table[:, layer], length, entry.interpolation)
+
+    def keyed_by_prompt(self, band: int, method: str) -> bool:
+        """Whether g of a band is looked up at the prompt's length (sequential "both") or at the scan's."""
+        return method == "both" and f"bands.{band}.both" in self.tensors
+
+    def score_weights(self, layer: int, length: float) -> Tensor:
+        """Channel weights of decimation's score at a layer: (channels,) float32, 1 = the published norm."""
+        band = self.band(length)
+        channels = int(self.metadata["channels"])
+        if f"bands.{band}.layers" in self.tensors:
+            layers = self.tensors[f"bands.{band}.layers"].tolist()
+            if layer in layers:
+                return self.tensors[f"bands.{band}.weights"][layers.index(layer)].clone()
+        return torch.ones(channels)
+
+    def check_model(self, fingerprint: str, name: str) -> None:
+        """Raise SidecarError unless this sidecar was made for the model with that fingerprint."""
+        if self.metadata["model_fingerprint"] != fingerprint:
+            raise SidecarError(
+                f"model_fingerprint: found {self.metadata['model_fingerprint'][:12]} (made for "
+                f"{self.metadata['base_model']}), expected {fingerprint[:12]} of {name}; "
+                "load the model it was made for, or calibrate this one"
+            )
+
+
+def _locate(path_or_repo: str | Path, revision: str | None) -> Path:
+    path = Path(path_or_repo).expanduser()
+    if path.is_file():
+        return path
+    text = str(path_or_repo)
+    if path.is_dir() or text.endswith(".safetensors") or text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise SidecarError(f"no sidecar file {text}; give a file made by `calibrate run`, or a Hub repository id")
+    from .source import download
+
+    try:
+        folder = download(text, revision, ["*.longscan.safetensors"])
+    except CheckpointError as error:
+        raise SidecarError(str(error)) from error
+    found = sorted(folder.glob("*.longscan.safetensors"))
+    if len(found) != 1:
+        raise SidecarError(f"{text} holds {len(found)} files *.longscan.safetensors; expected exactly one")
+    return found[0]

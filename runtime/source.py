@@ -1,0 +1,66 @@
+"""Where a model's files are: the bundled demo, a local folder, or a Hub repository."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import CheckpointError
+
+DEMO = Path(__file__).parent / "demo"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model's files and the name under which a sidecar remembers it (never a path)."""
+
+    name: str
+    revision: str
+    folder: Path
+
+    def find(self, *names: str) -> Path | None:
+        """The first of `names` that exists in the folder."""
+        return next((self.folder / name for name in names if (self.folder / name).is_file()), None)
+
+
+def locate(model: str, revision: str | None = None) -> Source:
+    """Turn MODEL (`demo`, a folder, or a Hub id) into a Source, downloading what is missing.
+
+    Raises CheckpointError if there is no such folder or repository, or the Hub cannot be reached.
+    """
+    if model == "demo":
+        return Source("demo", "", DEMO)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return Source(path.resolve().name, "", path)
+    if path.is_file():
+        raise CheckpointError(f"{model} is a file; give the folder that holds config.json and the weights")
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise CheckpointError(f"no model folder {model!r}; give a folder, a Hub id like state-spaces/mamba-130m, or demo")
+    folder = download(model, revision, ["config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json"])
+    if not any(folder.glob("*.safetensors")):
+        folder = download(model, revision, ["config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"])
+    return Source(model, folder.name, folder)
+
+
+def download(repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """Snapshot of the files of a Hub repository that match. Raises CheckpointError with the remedy."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
+    except GatedRepoError as error:
+        raise CheckpointError(f"{repo} is gated; accept its terms on the Hub and log in with `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(f"no repository {repo} on the Hub; check the name (private: `hf auth login`)") from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"{repo} has no revision {revision!r}; check --revision") from error
+    except HFValidationError as error:
+        raise CheckpointError(f"{repo!r} is neither a folder nor a valid Hub id; check the name") from error
+    except Exception as error:  # the client raises many kinds: offline mode, refused connections, http errors
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"cannot fetch {repo} from the Hub ({reason[:160]}); connect, or give a local folder"
+        ) from error

@@ -1,0 +1,133 @@
+"""Strict checks of a sidecar. Every refusal names the key, what was found, what was expected, and the remedy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import SidecarError
+from .plan import METHODS
+
+_REQUIRED = (
+    "format schema schema_version producer producer_version base_model base_model_revision model_fingerprint "
+    "train_length recipe calibration scores policy n_layer channels"
+).split()
+_BAND_KEYS = {"lengths", "method", "theta", "log_theta", "mass", "g_fit", "interpolation", "start", "score"}
+_REMEDY = "fetch the file again, or calibrate again"
+
+
+def _refuse(key: str, found: object, expected: str, remedy: str = _REMEDY) -> SidecarError:
+    return SidecarError(f"{key}: found {found}, expected {expected}; {remedy}")
+
+
+def check(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Raise SidecarError at the first thing that is wrong."""
+    if metadata.get("schema") != "longscan.sidecar":
+        raise _refuse("schema", repr(metadata.get("schema")), "'longscan.sidecar'", "give a file made by `calibrate run`")
+    major = metadata.get("schema_version", "").split(".")[0]
+    if major != "1":
+        raise _refuse("schema_version", repr(metadata.get("schema_version")), "1", "upgrade longscan to read this file")
+    for key in _REQUIRED:
+        if not isinstance(metadata.get(key), str):
+            raise _refuse(key, "nothing", "a metadata entry")
+    train_length, n_layer, channels = (_positive(metadata, key) for key in ("train_length", "n_layer", "channels"))
+    for key in ("recipe", "calibration", "scores"):
+        _json(metadata, key)
+    policy = _json(metadata, "policy")
+    bands = policy.get("bands") if isinstance(policy, dict) else None
+    if not isinstance(bands, list) or not bands:
+        raise _refuse("policy", repr(policy)[:60], "at least one band")
+    known: set[str] = set()
+    lengths: list[int] = []
+    for index, band in enumerate(bands):
+        _check_band(index, band, train_length)
+        lengths += band["lengths"]
+        known |= _check_tensors(f"bands.{index}.", band, tensors, train_length, n_layer, channels)
+    if lengths != sorted(set(lengths)):
+        raise _refuse("policy", lengths, "calibrated lengths in ascending order")
+    unknown = sorted(set(tensors) - known)
+    if unknown:
+        raise _refuse(unknown[0], "a tensor", "no tensor of that name in schema version 1")
+
+
+def _positive(metadata: Mapping[str, str], key: str) -> int:
+    text = metadata[key]
+    if not text.isdecimal() or int(text) < 1:
+        raise _refuse(key, repr(text), "a whole number > 0")
+    return int(text)
+
+
+def _json(metadata: Mapping[str, str], key: str) -> Any:
+    try:
+        return json.loads(metadata[key])
+    except ValueError:
+        raise _refuse(key, repr(metadata[key][:40]), "JSON") from None
+
+
+def _check_band(index: int, band: Any, train_length: int) -> None:
+    key = f"policy.bands.{index}"
+    if not isinstance(band, dict) or set(band) != _BAND_KEYS:
+        found = sorted(set(band) ^ _BAND_KEYS) if isinstance(band, dict) else repr(band)[:40]
+        raise _refuse(key, f"missing or unknown {found}", f"the keys {sorted(_BAND_KEYS)}")
+    lengths = band["lengths"]
+    ok = isinstance(lengths, list) and lengths and all(type(n) is int and n > train_length for n in lengths)
+    if not ok or lengths != sorted(set(lengths)):
+        raise _refuse(f"{key}.lengths", lengths, f"ascending whole numbers above the training length {train_length}")
+    for name, allowed in (
+        ("method", METHODS),
+        ("g_fit", ("stretched", "sequential", "published")),
+        ("interpolation", ("log", "nearest")),
+        ("score", ("all", "global")),
+    ):
+        if band[name] not in allowed:
+            raise _refuse(f"{key}.{name}", repr(band[name]), "one of " + ", ".join(allowed))
+    if type(band["start"]) is not int or band["start"] < 0:
+        raise _refuse(f"{key}.start", repr(band["start"]), "a length >= 0")
+    if not isinstance(band["mass"], dict) or not all(
+        name.isdecimal() and isinstance(value, int | float) and value > 0 for name, value in band["mass"].items()
+    ):
+        raise _refuse(f"{key}.mass", repr(band["mass"])[:60], "positive factors by length")
+
+
+def _check_tensors(
+    prefix: str, band: dict[str, Any], tensors: Mapping[str, Tensor], train_length: int, n_layer: int, channels: int
+) -> set[str]:
+    known: set[str] = set()
+
+    def get(name: str, dtype: torch.dtype, *shape: int | None) -> Tensor:
+        key = prefix + name
+        known.add(key)
+        tensor = tensors.get(key)
+        if tensor is None:
+            raise _refuse(key, "nothing", "a tensor", _REMEDY)
+        wanted = "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
+        fits = tensor.dim() == len(shape) and all(n is None or n == m for n, m in zip(shape, tensor.shape))
+        if not fits or tensor.dtype != dtype:
+            raise _refuse(key, f"{tensor.dtype} {tuple(tensor.shape)}", f"{dtype} {wanted}")
+        if dtype == torch.float32 and not (torch.isfinite(tensor).all() and (tensor >= 0).all()):
+            raise _refuse(key, "NaN, infinite or negative values", "finite values >= 0")
+        return tensor
+
+    method = band["method"]
+    if prefix + "lengths" in tensors or method in ("filter", "both"):
+        lengths = get("lengths", torch.int64, None)
+        steps = lengths.diff()
+        if lengths.numel() == 0 or (steps <= 0).any() or int(lengths[0]) <= train_length:
+            raise _refuse(prefix + "lengths", lengths.tolist(), f"ascending lengths above {train_length}")
+        get("thresholds", torch.float32, lengths.numel(), n_layer, channels)
+        if prefix + "both" in tensors:
+            get("both", torch.float32, lengths.numel(), n_layer, channels)
+    if prefix + "layers" in tensors or method in ("decimate", "both"):
+        layers = get("layers", torch.int64, None)
+        found = layers.tolist()
+        if not found or found != sorted(set(found)) or found[0] < 0 or found[-1] >= n_layer:
+            raise _refuse(prefix + "layers", found, f"ascending layers below {n_layer}")
+        keep = get("keep", torch.int64, len(found))
+        if (keep < 1).any():
+            raise _refuse(prefix + "keep", keep.tolist(), "at least one token a layer")
+        get("weights", torch.float32, len(found), channels)
+    return known
