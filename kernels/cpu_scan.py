@@ -1,0 +1,172 @@
+"""The float32 selective scan for CPUs: sixteen channels a vector, states in registers or the first-level cache.
+
+Channels are lanes because nothing crosses them: no horizontal sums in the loop. Memory beyond inputs and output is
+one (N, 16) tile a thread; delta', the sum over states and the gate never leave it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+from .cpu_math import LOG2E, exp2_negative, silu, softplus
+
+LANES = 16
+# Written out so that each loop is compiled once, whatever views it is given ("::1" is contiguous, ":" any strides),
+# and kept in numba's cache on disk.
+_SCAN = (
+    "void(f4[:,:,::1], f4[:,:,::1], f4[:,::1], f4[:,:,:], f4[:,:,:], f4[::1], f4[:,:,:], f4[::1], b1, f4[:,:], f4[:,:], "
+    "i8[:,:], b1[:,:], f4[:,:,::1], f4[:,:,::1])"
+)
+_STEP = (
+    "void(f4[:,:,::1], f4[:,:], f4[:,:], f4[:,::1], f4[:,:], f4[:,:], f4[::1], f4[:,:], f4[::1], b1, f4[:,:], f4[:,:], "
+    "f4[:,::1])"
+)
+_CONV = "void(f4[:,:,:], f4[:,::1], f4[::1], f4[:,:,::1], b1[:,:], f4[:,:,::1])"
+_SCORES = "void(f4[:,:,::1], f4[::1], b1, b1[:,:], f4[::1], f4[:,::1])"
+
+
+@njit(_SCAN, parallel=True, fastmath=True, cache=True, error_model="numpy", nogil=True)
+def scan(x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, index, mask, y, state):  # type: ignore[no-untyped-def]
+    """All float32 but index (B, K) int64 and mask (B, L) bool; absent options are arrays of size 0 (z: no channels).
+
+    threshold, scale (B, D). state (B, D, N) is read as the initial and written as the last state.
+    """
+    rows, L, channels = x.shape
+    N = A.shape[1]
+    gathered, masked, gated = index.shape[1] > 0, mask.shape[1] > 0, z.shape[2] > 0
+    steps = index.shape[1] if gathered else L
+    blocks = (channels + LANES - 1) // LANES
+    for job in prange(rows * blocks):
+        b, d0 = job // blocks, (job % blocks) * LANES
+        width = min(LANES, channels - d0)
+        h = np.zeros((N, LANES), np.float32)
+        a2 = np.zeros((N, LANES), np.float32)
+        skip = np.zeros(LANES, np.float32)
+        shift = np.zeros(LANES, np.float32)
+        g = np.full(LANES, -np.inf, np.float32)
+        factor = np.ones(LANES, np.float32)
+        xs = np.zeros(LANES, np.float32)
+        zs = np.zeros(LANES, np.float32)
+        dt = np.zeros(LANES, np.float32)
+        dx = np.zeros(LANES, np.float32)
+        acc = np.zeros(LANES, np.float32)
+        for c in range(width):
+            for n in range(N):
+                h[n, c] = state[b, d0 + c, n]
+                a2[n, c] = A[d0 + c, n] * LOG2E
+            if D.size:
+                skip[c] = D[d0 + c]
+            if bias.size:
+                shift[c] = bias[d0 + c]
+            if threshold.size:
+                g[c] = threshold[b, d0 + c]
+            if scale.size:
+                factor[c] = scale[b, d0 + c]
+        for step in range(steps):
+            t = index[b, step] if gathered else step
+            if t < 0:
+                for c in range(width):
+                    y[b, step, d0 + c] = np.float32(0.0)
+                continue
+            for c in range(width):
+                xs[c] = x[b, t, d0 + c]
+                dt[c] = delta[b, t, d0 + c]
+            seen = np.float32(1.0)
+            if masked and not mask[b, t]:
+                seen = np.float32(0.0)
+            for c in range(LANES):
+                v = dt[c] + shift[c]
+                if use_softplus:
+                    v = softplus(v)
+                v = v * factor[c] * seen if v > g[c] else np.float32(0.0)
+                dt[c] = v
+                dx[c] = v * xs[c]
+                acc[c] = skip[c] * xs[c]
+            for n in range(N):
+                Bn, Cn = B[b, t, n], C[b, t, n]
+                for c in range(LANES):
+                    v = exp2_negative(dt[c] * a2[n, c]) * h[n, c] + dx[c] * Bn
+                    h[n, c] = v
+                    acc[c] += v * Cn
+            if gated:
+                for c in range(width):
+                    zs[c] = z[b, t, d0 + c]
+                for c in range(LANES):
+                    acc[c] *= silu(zs[c])
+            for c in range(width):
+                y[b, step, d0 + c] = acc[c]
+        for c in range(width):
+            for n in range(N):
+                state[b, d0 + c, n] = h[n, c]
+
+
+@njit(_STEP, fastmath=True, cache=True, error_model="numpy", nogil=True)
+def step(state, x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, y):  # type: ignore[no-untyped-def]
+    """One token: state (B, D, N) in place, x, delta, z (B, D), B, C (B, N); absent options have size 0."""
+    rows, channels = x.shape
+    N = A.shape[1]
+    for b in range(rows):
+        for d in range(channels):
+            v = delta[b, d]
+            if bias.size:
+                v += bias[d]
+            if use_softplus:
+                v = softplus(v)
+            if threshold.size and not v > threshold[b, d]:
+                v = np.float32(0.0)
+            if scale.size:
+                v *= scale[b, d]
+            dx = v * x[b, d]
+            out = np.float32(0.0)
+            for n in range(N):
+                h = exp2_negative(v * A[d, n] * LOG2E) * state[b, d, n] + dx * B[b, n]
+                state[b, d, n] = h
+                out += h * C[b, n]
+            if D.size:
+                out += D[d] * x[b, d]
+            if z.size:
+                out *= silu(z[b, d])
+            y[b, d] = out
+
+
+@njit(_CONV, parallel=True, fastmath=True, cache=True, error_model="numpy", nogil=True)
+def conv(x, taps, bias, before, mask, y):  # type: ignore[no-untyped-def]
+    """silu of the causal depthwise convolution. x, y (B, L, D); taps (W, D); before (B, W-1, D), the last inputs."""
+    rows, L, channels = x.shape
+    W = taps.shape[0]
+    masked = mask.shape[1] > 0
+    piece = 64
+    pieces = (L + piece - 1) // piece
+    for job in prange(rows * pieces):
+        b, first = job // pieces, (job % pieces) * piece
+        acc = np.empty(channels, np.float32)
+        for t in range(first, min(L, first + piece)):
+            for d in range(channels):
+                acc[d] = bias[d]
+            for k in range(W):
+                s = t - (W - 1) + k
+                if s < 0:
+                    for d in range(channels):
+                        acc[d] += taps[k, d] * before[b, W - 1 + s, d]
+                elif not masked or mask[b, s]:
+                    for d in range(channels):
+                        acc[d] += taps[k, d] * x[b, s, d]
+            for d in range(channels):
+                y[b, t, d] = silu(acc[d])
+
+
+@njit(_SCORES, parallel=True, fastmath=True, cache=True, error_model="numpy", nogil=True)
+def scores(delta, bias, use_softplus, mask, weight, out):  # type: ignore[no-untyped-def]
+    """out (B, L) = sqrt(sum_d weight_d delta_d^2)."""
+    rows, L, channels = delta.shape
+    for job in prange(rows * L):
+        b, t = job // L, job % L
+        total = np.float32(0.0)
+        if mask.shape[1] == 0 or mask[b, t]:
+            for d in range(channels):
+                v = delta[b, t, d] + bias[d]
+                if use_softplus:
+                    v = softplus(v)
+                total += weight[d] * v * v
+        out[b, t] = np.sqrt(total)

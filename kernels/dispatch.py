@@ -1,0 +1,61 @@
+"""Which backend runs: never a silent fallback, one log line a choice."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("reference", "cpu", "triton")
+_log = logging.getLogger("longscan.kernels")
+
+
+def module(backend: str, tensor: Tensor) -> ModuleType:
+    """The module of a backend ("auto": by the tensor's device and dtype). Raises ValueError or ImportError."""
+    if backend == "auto":
+        backend, why = _choose(tensor.device.type, tensor.dtype)
+        _note(backend, why)
+    elif backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; use auto, {', '.join(BACKENDS)}")
+    if backend == "cpu" and (tensor.device.type != "cpu" or tensor.dtype == torch.float64):
+        raise ValueError(f"the cpu backend takes float32 tensors on the CPU, found {tensor.dtype} on {tensor.device}")
+    return _import(backend)
+
+
+@lru_cache
+def _choose(device: str, dtype: torch.dtype) -> tuple[str, str]:
+    if dtype == torch.float64:
+        return "reference", "float64 asks for the oracle"
+    if device == "cuda":
+        if find_spec("triton"):
+            return "triton", "tensors on a GPU"
+        return "reference", "tensors on a GPU, but triton is not installed (pip install triton): this is slow"
+    if device == "cpu":
+        if find_spec("numba"):
+            return "cpu", "tensors on the CPU"
+        return "reference", "tensors on the CPU, but numba is not installed (pip install numba): this is slow"
+    return "reference", f"no fast kernels for {device} tensors: this is slow"
+
+
+@lru_cache
+def _note(backend: str, why: str) -> None:
+    _log.log(logging.WARNING if "slow" in why else logging.INFO, "kernels: %s backend (%s)", backend, why)
+
+
+@lru_cache
+def _import(backend: str) -> ModuleType:
+    if backend == "reference":
+        from . import reference
+
+        return reference
+    if backend == "cpu":
+        from . import cpu
+
+        return cpu
+    from . import triton_backend
+
+    return triton_backend
