@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..runtime.model import LM
+from ..runtime.sidecar import canonical
 from .assemble import assemble, with_sidecar
+from .journal import Journal
 from .measure import LayerMeasurement
 from .picks import NONE, Candidate, band_entry, band_tensors
 from .score import PasskeyTrials, passkey_answered, tail_losses
@@ -46,39 +48,50 @@ class Arena:
     trials: dict[int, PasskeyTrials]
     tail: int
     batch_tokens: int
+    journal: Journal
     token_layers: int = 0  # cost so far: tokens x layers processed
     _seen: dict[tuple[Candidate, int], Score] = field(default_factory=dict)
 
     def score(self, candidate: Candidate, length: int, share: float = 1.0) -> Score:
         """Score on the first `share` of the windows and trials; what was scored before is not run again."""
         seen = self._seen.get((candidate, length), _EMPTY)
-        lm = self._model(candidate, length)
-        losses, answered, exact = seen.losses, seen.answered, seen.exact
-        if self.windows is not None:
-            wanted = _part(len(self.windows), share)
-            if wanted > len(losses):
-                new = self.windows[len(losses) : wanted, -length:]
-                losses = torch.cat([losses, tail_losses(lm, new, self.tail, candidate.method, self.batch_tokens)])
-                self._pay(new.numel())
-        if self.trials:
-            all_trials = self.trials[length]
-            wanted = _part(len(all_trials.keys), share)
-            if wanted > len(exact):
-                part = slice(len(exact), wanted)
-                new_trials = PasskeyTrials(
-                    all_trials.prompts[part], all_trials.answers[part], all_trials.keys[part], all_trials.depths[part]
-                )
-                right, probability = passkey_answered(lm, new_trials, candidate.method, self.batch_tokens)
-                exact = torch.cat([exact, right])
-                answered = torch.cat([answered, (right.double() + probability) / 2])
-                self._pay(new_trials.prompts.numel())
-        result = Score(losses, answered, exact)
-        self._seen[candidate, length] = result
-        return result
+        windows, trials = self.counts(share)
+        if windows > len(seen.losses) or trials > len(seen.exact):
+            seen = self._more(candidate, length, seen, max(windows, len(seen.losses)), max(trials, len(seen.exact)))
+            self._seen[candidate, length] = seen
+        return Score(seen.losses[:windows], seen.answered[:trials], seen.exact[:trials])
 
-    def best(self, candidates: Sequence[Candidate], length: int, share: float = 1.0) -> Candidate:
-        """The candidate with the highest value; the earlier one on a tie."""
-        return max(dict.fromkeys(candidates), key=lambda c: self.score(c, length, share).value)
+    def counts(self, share: float) -> tuple[int, int]:
+        """How many windows and passkey trials a share of them is."""
+        trials = next(iter(self.trials.values()), None)
+        windows = 0 if self.windows is None else max(1, round(len(self.windows) * share))
+        return windows, 0 if trials is None else max(1, round(len(trials.keys) * share))
+
+    def _more(self, candidate: Candidate, length: int, seen: Score, windows: int, trials: int) -> Score:
+        """Extend a score to the first `windows` and `trials`; from the journal if it was paid for before."""
+        new_windows = None if self.windows is None else self.windows[len(seen.losses) : windows, -length:]
+        new_trials = self.trials[length].part(len(seen.exact), trials) if self.trials else None
+        tokens = sum(t.numel() for t in (new_windows, new_trials and new_trials.prompts) if t is not None)
+        self.token_layers += tokens * len(self.layers)
+        key = canonical([asdict(candidate), length, len(seen.losses), windows, len(seen.exact), trials])
+        found = self.journal.get(key)
+        if found is None:
+            lm = self._model(candidate, length)
+            found = {"losses": [], "right": [], "probability": []}
+            if new_windows is not None and len(new_windows):
+                losses = tail_losses(lm, new_windows, self.tail, candidate.method, self.batch_tokens)
+                found["losses"] = losses.tolist()
+            if new_trials is not None and len(new_trials.keys):
+                right, probability = passkey_answered(lm, new_trials, candidate.method, self.batch_tokens)
+                found["right"], found["probability"] = right.tolist(), probability.tolist()
+            self.journal.put(key, found)
+        right = torch.tensor(found["right"], dtype=torch.bool)
+        probability = torch.tensor(found["probability"], dtype=torch.float64)
+        return Score(
+            torch.cat([seen.losses, torch.tensor(found["losses"], dtype=torch.float64)]),
+            torch.cat([seen.answered, (right.double() + probability) / 2]),
+            torch.cat([seen.exact, right]),
+        )
 
     def halving(self, candidates: Sequence[Candidate], length: int, survivors: int = 1) -> list[Candidate]:
         """Successive halving over windows: all on a quarter, the better third on half, the best ones on all."""
@@ -88,7 +101,8 @@ class Arena:
         return self._rank(left, length, 1.0)[:survivors]
 
     def _rank(self, candidates: list[Candidate], length: int, share: float) -> list[Candidate]:
-        return sorted(candidates, key=lambda c: -_first(self.score(c, length, share), self, share).value)
+        """Best first; on a tie the earlier candidate."""
+        return sorted(candidates, key=lambda c: -self.score(c, length, share).value)
 
     def _model(self, candidate: Candidate, length: int) -> LM:
         if candidate == NONE:
@@ -98,20 +112,6 @@ class Arena:
         tensors = band_tensors(self.layers, filters, candidate.decimate, self.train_length)
         return with_sidecar(self.lm, assemble(self.lm, self.train_length, [(band, tensors)]))
 
-    def _pay(self, tokens: int) -> None:
-        self.token_layers += tokens * len(self.layers)
-
 
 _EMPTY = Score(torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.bool))
 
-
-def _part(count: int, share: float) -> int:
-    return max(1, round(count * share))
-
-
-def _first(score: Score, arena: Arena, share: float) -> Score:
-    """Compare candidates on the same windows, also those that were scored on more before."""
-    n = _part(len(arena.windows), share) if arena.windows is not None else 0
-    some = next(iter(arena.trials.values()), None)
-    k = _part(len(some.keys), share) if some is not None else 0
-    return Score(score.losses[:n], score.answered[:k], score.exact[:k])

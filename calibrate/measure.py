@@ -13,7 +13,7 @@ from ..runtime.model import LM
 from ..runtime.observer import ScanInputs
 from ..runtime.plan import LayerPlan
 from .console import progress
-from .published import published_g
+from .published_fit import published_g
 from .sketch import DeltaSketch
 
 _TIME_BLOCK = 64  # tokens a (time, D, N) tensor spans: memory, not results

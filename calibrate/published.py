@@ -1,36 +1,54 @@
-"""LongMamba's g(S) exactly as published, for one calibration sequence (arXiv 2504.16053; methods in docs)."""
+"""What the papers' settings come to for one model: its published row, or the fallback scaled to its training length."""
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from dataclasses import dataclass
+
+from .recipe import PublishedDecimation, PublishedFilter, Recipe, _plain
 
 
-def clamp_top(delta: Tensor, C: float) -> Tensor:
-    """Clamp each channel of delta (L, D) at its max(1, int(L C))-th largest value."""
-    nth = max(1, int(delta.shape[0] * C))
-    cap = delta.topk(nth, dim=0).values[-1]
-    return torch.minimum(delta, cap)
+@dataclass(frozen=True)
+class FilterSettings:
+    """One candidate, nothing left to choose: the lengths at which g is stored, the length the filter is active from."""
+
+    theta: float
+    clamp: float | None
+    table: tuple[int, ...]
+    start: int
 
 
-def published_g(delta: Tensor, S: int, C: float | None) -> Tensor:
-    """g(S) of every channel from one sequence: delta (L, D) -> (D,).
+def published_filter(recipe: Recipe, model_id: str, train_length: int) -> FilterSettings:
+    """The published filter for a model: its row and the table as they stand, else scaled by L / scale_from."""
+    row, settings = filter_row(recipe, model_id), recipe.filter
+    theta, clamp = (row.theta, row.clamp) if row else (settings.theta[0], settings.clamp)
+    ratio = 1.0 if row or settings.scale_from is None else train_length / settings.scale_from
+    start = train_length + 1 if settings.start is None else max(1, round(settings.start * ratio))
+    table = tuple(sorted({max(1, round(length * ratio)) for length in settings.table or ()}))
+    return FilterSettings(theta, clamp, table, start)
 
-    clamp; target = sum(delta); stretch the descending curve to S points (linear, align_corners=False);
-    k = (first index whose cumsum exceeds the target) + 1, at most S - 1; g = stretched[k]. 0 where the target is
-    never exceeded or S <= L (the released code keeps one token there).
-    """
-    L = delta.shape[0]
-    delta = delta.double()
-    if S <= L:
-        return delta.new_zeros(delta.shape[1])
-    if C is not None:
-        delta = clamp_top(delta, C)
-    target = delta.sum(0)  # (D,)
-    ordered = delta.sort(dim=0, descending=True).values
-    stretched = F.interpolate(ordered.T[None], size=S, mode="linear", align_corners=False)[0]  # (D, S)
-    exceeds = stretched.cumsum(1) > target[:, None]
-    k = (exceeds.long().argmax(1) + 1).clamp(max=S - 1)
-    g = stretched.gather(1, k[:, None])[:, 0]
-    return torch.where(exceeds.any(1), g, 0.0)
+
+def published_decimation(recipe: Recipe, model_id: str, n_layer: int, train_length: int) -> PublishedDecimation:
+    """The published decimation for a model: its row, else layer floor(n_layer / 2), the base scaled by L / scale_from."""
+    row, settings = decimation_row(recipe, model_id), recipe.decimate
+    if row:
+        return row
+    layers = settings.first_layer[:1] if isinstance(settings.first_layer, tuple) else (n_layer // 2,)
+    base = settings.base_factors[0] * train_length
+    if settings.base is not None:
+        base = settings.base * (1.0 if settings.scale_from is None else train_length / settings.scale_from)
+    run = range(layers[0], min(layers[0] + settings.n_layers[0], n_layer))
+    return PublishedDecimation(tuple(run), max(1, round(base)), settings.beta[0])
+
+
+def filter_row(recipe: Recipe, model_id: str) -> PublishedFilter | None:
+    return next((row for model, row in recipe.filter.published if _plain(model) == _plain(model_id)), None)
+
+
+def decimation_row(recipe: Recipe, model_id: str) -> PublishedDecimation | None:
+    return next((row for model, row in recipe.decimate.published if _plain(model) == _plain(model_id)), None)
+
+
+def recipe_train_length(recipe: Recipe, model_id: str) -> int | None:
+    """L as the recipe knows it: the recipe's own, else a published row's; None where the model itself must say."""
+    rows = (filter_row(recipe, model_id), decimation_row(recipe, model_id))
+    return recipe.train_length or next((row.train_length for row in rows if row and row.train_length), None)

@@ -41,6 +41,11 @@ class PasskeyTrials:
     keys: tuple[str, ...]
     depths: tuple[float, ...]
 
+    def part(self, start: int, stop: int) -> PasskeyTrials:
+        """Trials start ... stop - 1."""
+        at = slice(start, stop)
+        return PasskeyTrials(self.prompts[at], self.answers[at], self.keys[at], self.depths[at])
+
 
 def passkey_trials(
     lm: LM, documents: Sequence[Tensor], length: int, depths: Sequence[float], split: Split, seed: int

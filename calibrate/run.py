@@ -1,0 +1,226 @@
+"""`calibrate run`: texts -> measurements -> search -> policy -> sidecar."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..runtime.model import LM
+from ..runtime.sidecar import Band, Sidecar, canonical
+from .arena import Arena, Objective
+from .assemble import assemble
+from .console import say
+from .errors import UserError
+from .journal import Journal
+from .measure import LayerMeasurement, measure
+from .picks import Candidate, DecimatePick, FilterPick, band_entry, band_tensors
+from .policy import bands, choose
+from .published import published_decimation, published_filter
+from .recipe import Recipe, to_json
+from .score import DEPTHS, passkey_trials
+from .search import LengthPicks, Search, plain_scores
+from .texts import Texts, read_texts, split_documents
+from .windows import token_windows
+
+_MOST_TAIL = 100  # target tokens a window, as in the published protocol
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says; the recipe has already been merged with it."""
+
+    texts: str
+    lengths: tuple[int, ...]
+    method: str
+    objective: Objective
+    samples: int
+    seed: int
+    train_length: int
+    workdir: Path | None = None
+    resume: bool = True
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The sidecar and what `run --json` says about it."""
+
+    sidecar: Sidecar
+    bands: list[dict[str, Any]]
+    scores: list[dict[str, Any]]
+    cost: float
+    seconds: float
+    tokens: int
+
+
+def allowed_methods(method: str) -> list[str]:
+    """Candidates that `--method` leaves; "none" is always one."""
+    return {"auto": ["filter", "decimate", "both"], "both": ["filter", "decimate", "both"], "none": []}.get(
+        method, [method]
+    )
+
+
+def encode(lm: LM, texts: Texts) -> list[Tensor]:
+    """Token ids of each document, (T,) int64."""
+    encoded = lm.tokenizer.encode_batch([document for document in texts.documents], add_special_tokens=False)
+    return [torch.tensor(one.ids, dtype=torch.int64) for one in encoded]
+
+
+def calibrate(lm: LM, recipe: Recipe, options: Options) -> Calibration:
+    """Calibrate a model. Raises UserError with the remedy where texts, lengths and model do not fit together."""
+    began = time.monotonic()
+    L, lengths = options.train_length, sorted(options.lengths)
+    if lengths[0] <= L:
+        raise UserError(f"length {lengths[0]} is not above the training length {L}; give longer --lengths")
+    texts = read_texts(options.texts, role="run")
+    fit_texts, held_out_texts = split_documents(texts, recipe.held_out)
+    fit, held_out = encode(lm, fit_texts), encode(lm, held_out_texts)
+    windows = token_windows(fit, L, recipe.measure.windows, tail=L, seed=options.seed)
+    provenance = {
+        "texts": texts.name,
+        "texts_sha256": texts.sha256,
+        "tokens": sum(map(len, fit)) + sum(map(len, held_out)),
+        "windows": len(windows),
+        "seed": options.seed,
+        "lengths": lengths,
+        "method": options.method,
+        "objective": options.objective,
+        "samples": options.samples,
+        "device": lm.device.type,
+        "dtype": str(lm.weights.embedding.dtype).removeprefix("torch."),
+    }
+    if options.method == "none":
+        found = [(band_entry("none", {}, None, lengths, L), {})]
+        return _finish(lm, recipe, options, provenance, found, [], 0, 0, began)
+    published = _published_table(lm, recipe, options)
+    layers = measure(lm, windows, recipe.measure.batch_tokens, published)
+    if recipe.filter.fit == "published" or not recipe.decimate.search:
+        found = [_published_band(lm, recipe, options, layers, published)]
+        return _finish(lm, recipe, options, provenance, found, [], windows.numel(), 0, began)
+
+    identity = canonical([lm.fingerprint, provenance, to_json(recipe), L])
+    journal = Journal(options.workdir, identity, options.resume)
+    if journal.note:
+        say(journal.note)
+    arena = _arena(lm, layers, held_out, recipe, options, journal)
+    plain_scores(arena, lengths)
+    allowed = allowed_methods(options.method)
+    picks = Search(arena, recipe, lengths).run(set(allowed))
+    chosen: list[Candidate] = []
+    scores: list[dict[str, Any]] = []
+    for pick in picks:
+        best, rows = choose(arena, pick, allowed, recipe.policy.confidence, recipe.policy.bootstrap, options.seed)
+        chosen.append(best)
+        scores += rows
+    distinct = _distinct_tokens(arena, lengths)
+    spent = arena.token_layers / len(layers) + windows.numel()
+    return _finish(
+        lm, recipe, options, provenance, bands(arena, picks, chosen), scores, int(spent), spent / distinct, began
+    )
+
+
+def _arena(
+    lm: LM,
+    layers: Sequence[LayerMeasurement],
+    held_out: Sequence[Tensor],
+    recipe: Recipe,
+    options: Options,
+    journal: Journal,
+) -> Arena:
+    lengths = sorted(options.lengths)
+    tail = min(_MOST_TAIL, options.train_length // 2)
+    windows, trials = None, {}
+    if options.objective != "passkey":
+        windows = token_windows(held_out, lengths[-1], options.samples, tail=tail, seed=options.seed)
+    if options.objective != "perplexity":
+        count = len(DEPTHS) * -(-options.samples // 4)
+        depths = [DEPTHS[i % len(DEPTHS)] for i in range(count)]
+        trials = {n: passkey_trials(lm, held_out, n, depths, "calibrate", options.seed) for n in lengths}
+    return Arena(
+        lm, layers, options.train_length, options.objective, windows, trials, tail, recipe.measure.batch_tokens, journal
+    )
+
+
+def _distinct_tokens(arena: Arena, lengths: Sequence[int]) -> int:
+    """Tokens of the distinct windows at the lengths they are scored at: what looking at everything once costs."""
+    windows, trials = arena.counts(1.0)
+    return sum((windows + trials) * n for n in lengths)
+
+
+def _published_table(lm: LM, recipe: Recipe, options: Options) -> tuple[tuple[int, ...], float | None] | None:
+    if recipe.filter.fit != "published":
+        return None
+    settings = published_filter(recipe, lm.source.name, options.train_length)
+    table = sorted({n for n in (*settings.table, *options.lengths) if n > options.train_length})
+    return tuple(table), settings.clamp
+
+
+def _published_band(
+    lm: LM,
+    recipe: Recipe,
+    options: Options,
+    layers: Sequence[LayerMeasurement],
+    published: tuple[tuple[int, ...], float | None] | None,
+) -> tuple[Band, Mapping[str, Tensor]]:
+    """One band with the published settings and no search: what the papers would do to this model."""
+    L, tensors = options.train_length, {}
+    filters: dict[int, FilterPick] = {}
+    start, mass = 0, {}
+    if published is not None:
+        settings = published_filter(recipe, lm.source.name, L)
+        log_theta = float(torch.tensor(settings.theta, dtype=torch.float64).log())
+        start = settings.start
+        tensors["lengths"] = torch.tensor(published[0])
+        rows = []
+        for layer in layers:
+            each = torch.stack(layer.published)  # (windows, K, D)
+            g = each.mean(0) if recipe.filter.aggregate == "mean" else each.amax(0)
+            rows.append(torch.where(layer.decay(recipe.filter.aggregate) > log_theta, g, 0.0))
+        tensors["thresholds"] = torch.stack(rows, 1).float()
+        mass = {str(n): _kept_mass(layers, tensors["thresholds"][k], n, L) for k, n in enumerate(published[0])}
+        mass = {n: value for n, value in mass.items() if value > 0}
+        filters = {n: FilterPick(log_theta, tuple(range(len(layers))), 1.0) for n in options.lengths}
+    decimate = None
+    if options.method in ("decimate", "both", "auto"):
+        row = published_decimation(recipe, lm.source.name, len(layers), L)
+        decimate = DecimatePick(tuple(row.layers), row.base, row.beta, "all")
+        tensors |= band_tensors(layers, {}, decimate, L)
+    method = "both" if filters and decimate else "filter" if filters else "decimate"
+    entry = band_entry(method, filters, decimate, options.lengths, L)
+    changed = {**entry.__dict__, "mass": mass, "start": start if filters else 0}
+    if filters:
+        changed |= {"g_fit": "published", "interpolation": "log" if recipe.filter.interpolate else "nearest"}
+    return Band(**changed), tensors
+
+
+def _kept_mass(layers: Sequence[LayerMeasurement], g: Tensor, length: int, L: int) -> float:
+    """Mean over filtered channels of the mass factor m = kept share x S / L that thresholds g (n_layer, D) amount to."""
+    factors = [layer.sketch.kept_share(g[i])[g[i] > 0] * length / L for i, layer in enumerate(layers)]
+    joined = torch.cat(factors)
+    return round(float(joined.mean()), 6) if len(joined) else 0.0
+
+
+def _finish(
+    lm: LM,
+    recipe: Recipe,
+    options: Options,
+    provenance: dict[str, Any],
+    found: Sequence[tuple[Band, Mapping[str, Tensor]]],
+    scores: list[dict[str, Any]],
+    tokens: int,
+    cost: float,
+    began: float,
+) -> Calibration:
+    side = assemble(
+        lm, options.train_length, found, recipe=to_json(recipe), calibration=provenance, scores=scores
+    )
+    summary = []
+    for entry, tensors in found:
+        keep = dict(zip(map(str, tensors["layers"].tolist()), tensors["keep"].tolist())) if "layers" in tensors else {}
+        summary.append({**entry.to_json(), "decimation": keep})
+    return Calibration(side, summary, scores, round(cost, 2), round(time.monotonic() - began, 1), tokens)
