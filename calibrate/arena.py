@@ -71,7 +71,8 @@ class Arena:
         """Extend a score to the first `windows` and `trials`; from the journal if it was paid for before."""
         new_windows = None if self.windows is None else self.windows[len(seen.losses) : windows, -length:]
         new_trials = self.trials[length].part(len(seen.exact), trials) if self.trials else None
-        tokens = sum(t.numel() for t in (new_windows, new_trials and new_trials.prompts) if t is not None)
+        tokens = 0 if new_windows is None else new_windows.numel()
+        tokens += 0 if new_trials is None else new_trials.prompts.numel()
         self.token_layers += tokens * len(self.layers)
         key = canonical([asdict(candidate), length, len(seen.losses), windows, len(seen.exact), trials])
         found = self.journal.get(key)

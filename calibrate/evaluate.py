@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..runtime.errors import SidecarError
 from ..runtime.model import LM
 from ..runtime.plan import Plan
-from ..runtime.errors import SidecarError
 from .console import progress
 from .errors import UserError
 from .score import DEPTHS, passkey_answered, passkey_trials, tail_losses

@@ -24,7 +24,7 @@ from .policy import bands, choose
 from .published import published_decimation, published_filter
 from .recipe import Recipe, to_json
 from .score import DEPTHS, passkey_trials
-from .search import LengthPicks, Search, plain_scores
+from .search import Search, plain_scores
 from .texts import Texts, read_texts, split_documents
 from .windows import token_windows
 
@@ -95,13 +95,13 @@ def calibrate(lm: LM, recipe: Recipe, options: Options) -> Calibration:
         "dtype": str(lm.weights.embedding.dtype).removeprefix("torch."),
     }
     if options.method == "none":
-        found = [(band_entry("none", {}, None, lengths, L), {})]
-        return _finish(lm, recipe, options, provenance, found, [], 0, 0, began)
+        nothing = band_entry("none", {}, None, lengths, L)
+        return _finish(lm, recipe, options, provenance, [(nothing, {})], [], 0, 0, began)
     published = _published_table(lm, recipe, options)
     layers = measure(lm, windows, recipe.measure.batch_tokens, published)
     if recipe.filter.fit == "published" or not recipe.decimate.search:
-        found = [_published_band(lm, recipe, options, layers, published)]
-        return _finish(lm, recipe, options, provenance, found, [], windows.numel(), 0, began)
+        fixed = _published_band(lm, recipe, options, layers, published)
+        return _finish(lm, recipe, options, provenance, [fixed], [], windows.numel(), 0, began)
 
     identity = canonical([lm.fingerprint, provenance, to_json(recipe), L])
     journal = Journal(options.workdir, identity, options.resume)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..runtime.model import LM
+from ..runtime.state import State
 from .errors import UserError
 from .passkey import WORDINGS, Split, answer, draw_key, is_answered
 
@@ -58,7 +59,9 @@ def passkey_trials(
     wording, encode = WORDINGS[0], lm.tokenizer.encode
     rng = random.Random(f"passkey {seed} {length} {split}")
     question = encode(wording.question, add_special_tokens=False).ids
-    prompts, answers, keys = [], [], []
+    prompts: list[list[int]] = []
+    answers: list[list[int]] = []
+    keys: list[str] = []
     for depth in depths:
         while True:  # keys whose answer has another number of tokens cannot share a batch
             key = draw_key(rng, split)
@@ -110,7 +113,7 @@ def passkey_answered(lm: LM, trials: PasskeyTrials, method: str, batch_tokens: i
     return torch.tensor(answered), torch.cat(probability)
 
 
-def _greedy(lm: LM, logits: Tensor, state, count: int) -> list[str]:  # type: ignore[no-untyped-def]
+def _greedy(lm: LM, logits: Tensor, state: State, count: int) -> list[str]:
     tokens = []
     for k in range(count):
         tokens.append(logits.argmax(-1))

@@ -153,7 +153,7 @@ class Search:
                 for base in bases:
                     for beta in recipe.beta if len(chosen) > 1 else recipe.beta[:1]:
                         for score in recipe.weights:
-                            pick = DecimatePick(chosen, base, beta, score)
+                            pick = DecimatePick(chosen, base, beta, score)  # type: ignore[arg-type]
                             if max(pick.keep()) < pivot:
                                 grid.append(Candidate(decimate=pick))
         return list(dict.fromkeys(grid))

@@ -27,7 +27,7 @@ _SCORES = "void(f4[:,:,::1], f4[::1], b1, b1[:,:], f4[::1], f4[:,::1])"
 
 
 @njit(_SCAN, parallel=True, fastmath=True, cache=True, error_model="numpy", nogil=True)
-def scan(x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, index, mask, y, state):  # type: ignore[no-untyped-def]
+def scan(x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, index, mask, y, state):
     """All float32 but index (B, K) int64 and mask (B, L) bool; absent options are arrays of size 0 (z: no channels).
 
     threshold, scale (B, D). state (B, D, N) is read as the initial and written as the last state.
@@ -102,7 +102,7 @@ def scan(x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, index, m
 
 
 @njit(_STEP, fastmath=True, cache=True, error_model="numpy", nogil=True)
-def step(state, x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, y):  # type: ignore[no-untyped-def]
+def step(state, x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, y):
     """One token: state (B, D, N) in place, x, delta, z (B, D), B, C (B, N); absent options have size 0."""
     rows, channels = x.shape
     N = A.shape[1]
@@ -131,7 +131,7 @@ def step(state, x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, y
 
 
 @njit(_CONV, parallel=True, fastmath=True, cache=True, error_model="numpy", nogil=True)
-def conv(x, taps, bias, before, mask, y):  # type: ignore[no-untyped-def]
+def conv(x, taps, bias, before, mask, y):
     """silu of the causal depthwise convolution. x, y (B, L, D); taps (W, D); before (B, W-1, D), the last inputs."""
     rows, L, channels = x.shape
     W = taps.shape[0]
@@ -157,7 +157,7 @@ def conv(x, taps, bias, before, mask, y):  # type: ignore[no-untyped-def]
 
 
 @njit(_SCORES, parallel=True, fastmath=True, cache=True, error_model="numpy", nogil=True)
-def scores(delta, bias, use_softplus, mask, weight, out):  # type: ignore[no-untyped-def]
+def scores(delta, bias, use_softplus, mask, weight, out):
     """out (B, L) = sqrt(sum_d weight_d delta_d^2)."""
     rows, L, channels = delta.shape
     for job in prange(rows * L):

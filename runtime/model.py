@@ -174,7 +174,7 @@ class LM:
     def generate(self, prompt: str, max_new_tokens: int = ..., **options: object) -> Iterator[str]: ...
     @overload
     def generate(self, prompt: Sequence[int] | Tensor, max_new_tokens: int = ..., **options: object) -> Iterator[int]: ...
-    def generate(self, prompt, max_new_tokens=128, **options):  # type: ignore[no-untyped-def]
+    def generate(self, prompt, max_new_tokens=128, **options):
         """Continue a prompt, piece by piece: str in, str out; ids in, ids out. Ends at EOS.
 
         options: temperature 0.0 (greedy), top_k 0, top_p 1.0, seed None, stop () (strings or ids), method "auto",

@@ -13,9 +13,9 @@ from .errors import SidecarError
 from .plan import METHODS
 
 _REQUIRED = (
-    "format schema schema_version producer producer_version base_model base_model_revision model_fingerprint "
-    "train_length recipe calibration scores policy n_layer channels"
-).split()
+    "format", "schema", "schema_version", "producer", "producer_version", "base_model", "base_model_revision",
+    "model_fingerprint", "train_length", "recipe", "calibration", "scores", "policy", "n_layer", "channels",
+)
 _BAND_KEYS = {"lengths", "method", "theta", "log_theta", "mass", "g_fit", "interpolation", "start", "score"}
 _REMEDY = "fetch the file again, or calibrate again"
 
@@ -27,7 +27,8 @@ def _refuse(key: str, found: object, expected: str, remedy: str = _REMEDY) -> Si
 def check(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Raise SidecarError at the first thing that is wrong."""
     if metadata.get("schema") != "longscan.sidecar":
-        raise _refuse("schema", repr(metadata.get("schema")), "'longscan.sidecar'", "give a file made by `calibrate run`")
+        found = repr(metadata.get("schema"))
+        raise _refuse("schema", found, "'longscan.sidecar'", "give a file made by `calibrate run`")
     major = metadata.get("schema_version", "").split(".")[0]
     if major != "1":
         raise _refuse("schema_version", repr(metadata.get("schema_version")), "1", "upgrade longscan to read this file")

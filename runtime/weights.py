@@ -80,7 +80,8 @@ def read_weights(source: Source, config: ModelConfig, device: torch.device, dtyp
         used.add(name)
         if tensor.shape != shape:
             raise CheckpointError(
-                f"{source.name}: {name} has shape {tuple(tensor.shape)}, expected {shape}; config.json and weights differ"
+                f"{source.name}: {name} has shape {tuple(tensor.shape)}, expected {shape}; "
+                "config.json and weights differ"
             )
         return tensor
 

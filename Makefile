@@ -1,0 +1,34 @@
+# Two commands set everything up: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+OUT ?= build/demo
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.calibrate  ## calibrate the bundled model, measure it to 64 times its training length, print what got better
+	$(BIN)/python benchmarks/demo.py --out $(OUT)
+
+test: $(VENV)/.dev lint  ## lint, type check, all tests
+	$(BIN)/pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	MYPYPATH=$(VENV)/src $(BIN)/mypy -p longscan.kernels -p longscan.runtime -p longscan.calibrate
+
+bench: $(VENV)/.dev  ## speed of the kernels on this machine, beside their peers
+	$(BIN)/python benchmarks/kernels_cpu.py
+
+$(VENV)/.calibrate: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable ".[calibrate]"
+	mkdir -p $(VENV)/src && ln -sfn $(CURDIR) $(VENV)/src/longscan  # the packages under their names, for the type checker
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.calibrate
+	$(PIP) --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
