@@ -11,7 +11,7 @@ from .triton_scan import carry, chunk_scan
 from .triton_scores import scores
 
 SCAN_CONFIG = {"BLOCK_D": 32, "num_warps": 1}
-CONV_CONFIG = {"BLOCK_T": 32, "BLOCK_D": 128, "num_warps": 4}
+CONV_CONFIG = {"BLOCK_T": 16, "BLOCK_D": 64, "num_warps": 4}
 SCORES_CONFIG = {"BLOCK_T": 16, "BLOCK_D": 128, "num_warps": 4}
 _FILL = 2112  # programs that keep the 132 multiprocessors of an H100 or H200 busy, sixteen each
 _LEAST_CHUNK = 128  # steps; below, the two extra passes cost more than they win
@@ -25,12 +25,17 @@ def plan_chunks(batch: int, channels: int, steps: int) -> tuple[int, int]:
     return max(1, triton.cdiv(steps, size)), size
 
 
-def _per_row(t: Tensor | None) -> tuple[Tensor | None, int]:
-    """A (D,) or (B, D) option, contiguous, and the stride between rows (0 if shared)."""
-    if t is None:
-        return None, 0
-    t = t.contiguous()
-    return t, t.stride(0) if t.dim() == 2 else 0
+def _per_row(threshold: Tensor | None, scale: Tensor | None) -> tuple[Tensor | None, Tensor | None, int]:
+    """(D,) or (B, D) options made alike: both contiguous, and the stride between rows (0 if the batch shares one)."""
+    given = [t for t in (threshold, scale) if t is not None]
+    rows = max((t.shape[0] for t in given if t.dim() == 2), default=0)
+    wide = [None if t is None else (t.expand(rows, -1) if rows else t).contiguous() for t in (threshold, scale)]
+    return wide[0], wide[1], given[0].shape[-1] if rows else 0
+
+
+def _dense_rows(t: Tensor) -> Tensor:
+    """The tensor itself where its last dimension is side by side in memory (halves of a projection are), else a copy."""
+    return t if t.stride(-1) == 1 else t.contiguous()
 
 
 def selective_scan(
@@ -63,8 +68,9 @@ def selective_scan(
         size = triton.cdiv(steps, chunks)
         count = triton.cdiv(steps, size)
     A = A.contiguous()
-    threshold, sg_b = _per_row(threshold)
-    scale, ss_b = _per_row(scale)
+    x, delta, B, C = (_dense_rows(t) for t in (x, delta, B, C))
+    z = None if z is None else _dense_rows(z)
+    threshold, scale, sg_b = _per_row(threshold, scale)
     initial = None if initial_state is None else initial_state.contiguous()
     index = None if index is None else index.contiguous()
     mask = None if mask is None else mask.contiguous()
@@ -74,11 +80,11 @@ def selective_scan(
         grid = (triton.cdiv(channels, SCAN_CONFIG["BLOCK_D"]), count, batch)
         chunk_scan[grid](
             x, delta, A, B, C, D, z, delta_bias, threshold, scale, index, mask, start, y, end, delta_sum,
-            *x.stride(), *delta.stride(), *B.stride(), *C.stride(), *(z.stride() if z is not None else (0, 0, 0)),
-            sg_b, ss_b, L, steps, channels, N, count, size,
+            *x.stride()[:2], *delta.stride()[:2], *B.stride()[:2], *C.stride()[:2],
+            *(z.stride()[:2] if z is not None else (0, 0)), sg_b, L, steps, channels, count, size,
             HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus,
             HAS_THRESHOLD=threshold is not None, HAS_SCALE=scale is not None, HAS_INDEX=index is not None,
-            HAS_MASK=mask is not None, HAS_INITIAL=start is not None, STATE_ONLY=state_only, BLOCK_N=BLOCK_N,
+            HAS_MASK=mask is not None, HAS_INITIAL=start is not None, STATE_ONLY=state_only, N=N, BLOCK_N=BLOCK_N,
             **SCAN_CONFIG,
         )  # fmt: skip
 
@@ -87,8 +93,8 @@ def selective_scan(
         delta_sum = torch.empty(batch, count, channels, dtype=torch.float32, device=x.device)
         scan(True, None, states, delta_sum)
         carry[(triton.cdiv(channels, SCAN_CONFIG["BLOCK_D"]), batch)](
-            A, initial, states, delta_sum, channels, N, count,
-            HAS_INITIAL=initial is not None, BLOCK_N=BLOCK_N, **SCAN_CONFIG,
+            A, initial, states, delta_sum, channels, count,
+            HAS_INITIAL=initial is not None, N=N, BLOCK_N=BLOCK_N, **SCAN_CONFIG,
         )  # fmt: skip
         initial = states
     scan(False, initial, last, None)

@@ -19,14 +19,15 @@ from .triton_math import silu, softplus
 @triton.jit
 def chunk_scan(
     x, delta, A, B, C, D, z, bias, threshold, scale, index, mask, initial, y, last, delta_sum,
-    sx_b, sx_t, sx_d, sd_b, sd_t, sd_d, sB_b, sB_t, sB_n, sC_b, sC_t, sC_n, sz_b, sz_t, sz_d, sg_b, ss_b,
-    L, steps, channels, N, chunks, chunk_size,
+    sx_b, sx_t, sd_b, sd_t, sB_b, sB_t, sC_b, sC_t, sz_b, sz_t, sg_b,
+    L, steps, channels, chunks, chunk_size,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_THRESHOLD: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_MASK: tl.constexpr,
-    HAS_INITIAL: tl.constexpr, STATE_ONLY: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, STATE_ONLY: tl.constexpr, N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Contiguous: A (D, N), index (B, steps), mask (B, L), y (B, steps, D), initial and last (B, chunks, D, N),
-    delta_sum (B, chunks, D). threshold, scale: rows of D, row stride sg_b, ss_b (0 where shared by the batch)."""
+    """x, delta, B, C, z: any row and time strides, channels or states side by side. Contiguous: A (D, N),
+    index (B, steps), mask (B, L), y (B, steps, D), initial and last (B, chunks, D, N), delta_sum (B, chunks, D).
+    threshold, scale: rows of D, sg_b elements apart (0 where the batch shares one)."""
     i_d = tl.program_id(0).to(tl.int64)
     i_c = tl.program_id(1).to(tl.int64)
     i_b = tl.program_id(2).to(tl.int64)
@@ -46,9 +47,21 @@ def chunk_scan(
     if HAS_THRESHOLD:
         b_threshold = tl.load(threshold + i_b * sg_b + o_d, mask=m_d, other=0.0).to(tl.float32)
     if HAS_SCALE:
-        b_scale = tl.load(scale + i_b * ss_b + o_d, mask=m_d, other=1.0).to(tl.float32)
+        b_scale = tl.load(scale + i_b * sg_b + o_d, mask=m_d, other=1.0).to(tl.float32)
     if HAS_D:
         b_D = tl.load(D + o_d, mask=m_d, other=0.0).to(tl.float32)
+    # Bases of this row, once: the loop adds only time.
+    x += i_b * sx_b
+    delta += i_b * sd_b
+    B += i_b * sB_b
+    C += i_b * sC_b
+    if HAS_Z:
+        z += i_b * sz_b
+    if HAS_INDEX:
+        index += i_b * steps
+    if HAS_MASK:
+        mask += i_b * L
+    y += i_b * steps * channels
     first = i_c * chunk_size
     count = tl.minimum(chunk_size, steps - first)
     for i in range(0, count):
@@ -56,11 +69,11 @@ def chunk_scan(
         t = k
         present = True
         if HAS_INDEX:
-            t = tl.load(index + i_b * steps + k)
+            t = tl.load(index + k)
             present = t >= 0
             t = tl.maximum(t, 0)
-        b_x = tl.load(x + i_b * sx_b + t * sx_t + o_d * sx_d, mask=m_d, other=0.0).to(tl.float32)
-        b_delta = tl.load(delta + i_b * sd_b + t * sd_t + o_d * sd_d, mask=m_d, other=0.0).to(tl.float32)
+        b_x = tl.load(x + t * sx_t + o_d, mask=m_d, other=0.0).to(tl.float32)
+        b_delta = tl.load(delta + t * sd_t + o_d, mask=m_d, other=0.0).to(tl.float32)
         if HAS_BIAS:
             b_delta += b_bias
         if SOFTPLUS:
@@ -71,23 +84,23 @@ def chunk_scan(
         if HAS_THRESHOLD:
             b_kept = tl.where(b_delta > b_threshold, b_kept, 0.0)
         if HAS_MASK:
-            b_kept = tl.where(tl.load(mask + i_b * L + t) != 0, b_kept, 0.0)
+            b_kept = tl.where(tl.load(mask + t) != 0, b_kept, 0.0)
         if HAS_INDEX:
             b_kept = tl.where(present, b_kept, 0.0)
-        b_B = tl.load(B + i_b * sB_b + t * sB_t + o_n * sB_n, mask=m_n, other=0.0).to(tl.float32)
+        b_B = tl.load(B + t * sB_t + o_n, mask=m_n, other=0.0).to(tl.float32)
         b_h = tl.exp2(b_kept[:, None] * b_A) * b_h + (b_kept * b_x)[:, None] * b_B[None, :]
         if STATE_ONLY:
             b_sum += b_kept
         else:
-            b_C = tl.load(C + i_b * sC_b + t * sC_t + o_n * sC_n, mask=m_n, other=0.0).to(tl.float32)
+            b_C = tl.load(C + t * sC_t + o_n, mask=m_n, other=0.0).to(tl.float32)
             b_y = tl.sum(b_h * b_C[None, :], axis=1)
             if HAS_D:
                 b_y += b_D * b_x
             if HAS_Z:
-                b_y *= silu(tl.load(z + i_b * sz_b + t * sz_t + o_d * sz_d, mask=m_d, other=0.0).to(tl.float32))
+                b_y *= silu(tl.load(z + t * sz_t + o_d, mask=m_d, other=0.0).to(tl.float32))
             if HAS_INDEX:
                 b_y = tl.where(present, b_y, 0.0)
-            tl.store(y + (i_b * steps + k) * channels + o_d, b_y.to(y.dtype.element_ty), mask=m_d)
+            tl.store(y + k * channels + o_d, b_y.to(y.dtype.element_ty), mask=m_d)
     if STATE_ONLY:
         tl.store(last + o_state, b_h, mask=m_dn)
         tl.store(delta_sum + (i_b * chunks + i_c) * channels + o_d, b_sum, mask=m_d)
@@ -98,8 +111,8 @@ def chunk_scan(
 
 @triton.jit
 def carry(
-    A, initial, states, delta_sum, channels, N, chunks,
-    HAS_INITIAL: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    A, initial, states, delta_sum, channels, chunks,
+    HAS_INITIAL: tl.constexpr, N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """states (B, chunks, D, N): each chunk's last state from zero -> its initial state, in place."""
     i_d, i_b = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)

@@ -1,0 +1,31 @@
+"""Shared by all tests: no hub, few threads, the Triton interpreter where there is no GPU."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+def relative_rms(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """RMS of the difference over RMS of what is wanted."""
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm().clamp(min=1e-30))
+
+
+@pytest.fixture(name="relative_rms")
+def _relative_rms():
+    return relative_rms

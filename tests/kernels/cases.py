@@ -1,0 +1,44 @@
+"""Random inputs of the scan, with and without each option."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+OPTIONS = ("D", "z", "delta_bias", "threshold", "scale", "index", "mask", "initial_state")
+
+
+def scan_inputs(B: int, L: int, D: int, N: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Every argument of selective_scan; x and z are halves of one tensor, B and C too: strided, as in the model."""
+    g = torch.Generator().manual_seed(seed)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g)
+
+    xz, bc = rand(B, L, 2 * D).to(dtype), rand(B, L, 2 * N).to(dtype)
+    index = torch.arange(0, L, 2).expand(B, -1).contiguous()
+    if index.shape[1] > 2:
+        index[-1, 0] = -1  # one row has a token less
+    return {
+        "x": xz[:, :, :D],
+        "delta": (rand(B, L, D) - 2).to(dtype),
+        "A": -torch.rand(D, N, generator=g) * 8 - 0.01,
+        "B": bc[:, :, :N],
+        "C": bc[:, :, N:],
+        "D": rand(D),
+        "z": xz[:, :, D:],
+        "delta_bias": rand(D),
+        "threshold": torch.rand(B, D, generator=g) * 0.3,
+        "scale": torch.rand(D, generator=g) + 0.5,
+        "index": index,
+        "mask": torch.rand(B, L, generator=g) > 0.2,
+        "initial_state": rand(B, D, N),
+    }
+
+
+def double(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
+
+
+def without(inputs: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
+    return {k: v for k, v in inputs.items() if k not in names}

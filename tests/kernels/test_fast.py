@@ -1,0 +1,158 @@
+"""The fast backends against the float64 oracle: odd shapes, every option, strided views, poisoned outputs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longscan.kernels import causal_conv1d, selective_scan, selective_step, token_scores
+
+from .cases import OPTIONS, double, scan_inputs, without
+
+FAST = ("cpu", "triton")
+SHAPES = [(1, 1, 5, 8), (2, 37, 40, 16), (1, 63, 33, 8), (2, 500, 17, 16)]
+
+
+@pytest.fixture(autouse=True)
+def _poison(monkeypatch):
+    """torch.empty gives NaN, so that an output left unwritten shows."""
+    empty = torch.empty
+
+    def poisoned(*shape, **options):
+        t = empty(*shape, **options)
+        return t.fill_(torch.nan) if t.is_floating_point() else t
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dropped", [(), ("index",), OPTIONS], ids=["all", "no index", "none"])
+def test_scan(backend, shape, dropped, relative_rms):
+    a = without(scan_inputs(*shape), *dropped)
+    y, last = selective_scan(**a, backend=backend)
+    wanted, wanted_last = selective_scan(**double(a), backend="reference")
+    assert y.dtype == torch.float32 and last.dtype == torch.float32
+    assert relative_rms(y, wanted) < 1e-5
+    assert relative_rms(last, wanted_last) < 1e-5
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 2e-3), (torch.bfloat16, 1e-2)])
+def test_half_precision_inputs(backend, dtype, bound, relative_rms):
+    if backend == "triton" and dtype == torch.bfloat16 and not torch.cuda.is_available():
+        bound = 1.5e-2  # the interpreter truncates where the GPU rounds to nearest
+    a = scan_inputs(1, 50, 20, 16, dtype=dtype)
+    y, last = selective_scan(**a, backend=backend)
+    wanted, wanted_last = selective_scan(**double(a), backend="reference")
+    assert y.dtype == dtype and last.dtype == torch.float32
+    assert relative_rms(y, wanted) < bound and relative_rms(last, wanted_last) < 1e-5
+
+
+@pytest.mark.parametrize("backend", FAST)
+@given(seed=st.integers(0, 2**16), L=st.integers(2, 40), D=st.integers(1, 40), cut=st.integers(1, 39))
+@settings(max_examples=12, deadline=None)
+def test_properties(backend, seed, L, D, cut):
+    a = without(scan_inputs(1, L, D, 4, seed), "scale", "mask")
+    plain = without(a, "index", "threshold")
+    close = dict(rtol=1e-5, atol=1e-5)
+
+    # a threshold is the same as masking delta
+    y, last = selective_scan(**plain, threshold=a["threshold"], backend=backend)
+    delta = torch.nn.functional.softplus(a["delta"] + a["delta_bias"])
+    masked = {**without(plain, "delta_bias"), "delta": torch.where(delta > a["threshold"][:, None], delta, 0.0)}
+    y2, last2 = selective_scan(**masked, delta_softplus=False, backend=backend)
+    torch.testing.assert_close((y, last), (y2, last2), **close)
+
+    # an index is the same as gathering first
+    index = torch.arange(0, L, 2)
+    y, last = selective_scan(**plain, index=index[None], backend=backend)
+    gathered = {k: v[:, index] if k in ("x", "delta", "B", "C", "z") else v for k, v in plain.items()}
+    y2, last2 = selective_scan(**gathered, backend=backend)
+    torch.testing.assert_close((y, last), (y2, last2), **close)
+
+    # two chunks with carried state are one
+    cut = min(cut, L - 1)
+    whole, last = selective_scan(**plain, backend=backend)
+    head, tail = ({k: v[:, part] if k in ("x", "delta", "B", "C", "z") else v for k, v in plain.items()}
+                  for part in (slice(cut), slice(cut, None)))  # fmt: skip
+    first, state = selective_scan(**head, backend=backend)
+    second, last2 = selective_scan(**{**tail, "initial_state": state}, backend=backend)
+    torch.testing.assert_close((whole, last), (torch.cat([first, second], 1), last2), **close)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("L", [0, 1, 2, 3, 37, 70])
+@pytest.mark.parametrize("options", [True, False])
+def test_conv(backend, L, options):
+    x = torch.randn(2, L, 80)[:, :, :40]
+    w, b, before, mask = torch.randn(40, 4), torch.randn(40), torch.randn(2, 40, 3), torch.rand(2, L) > 0.3
+    given = (b, before, mask) if options else (None, None, None)
+    found = causal_conv1d(x, w, *given, backend=backend)
+    wanted = causal_conv1d(x, w, *given, backend="reference")
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("options", [True, False])
+def test_token_scores(backend, options):
+    delta = torch.randn(2, 37, 150)
+    given = (torch.randn(150), True, torch.rand(2, 37) > 0.3, torch.rand(150)) if options else (None, False, None, None)
+    found = token_scores(delta, *given, backend=backend)
+    wanted = token_scores(delta.double(), *given, backend="reference")
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_step(backend):
+    a = without(scan_inputs(2, 1, 37, 16), "index", "mask")
+    state, oracle = a["initial_state"].clone(), a["initial_state"].double()
+    names = ("x", "delta", "A", "B", "C", "D", "z")
+    at = {k: v[:, 0] if k in ("x", "delta", "B", "C", "z") else v for k, v in a.items()}
+    options = {k: a[k] for k in ("delta_bias", "threshold", "scale")}
+    y = selective_step(state, *(at[k] for k in names), **options, backend=backend)
+    wide = double(at)
+    wanted = selective_step(oracle, *(wide[k] for k in names), **options, backend="reference")
+    torch.testing.assert_close(y.double(), wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(state.double(), oracle, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_nothing_to_read_leaves_the_state(backend):
+    a = without(scan_inputs(2, 0, 5, 4), "index")
+    y, last = selective_scan(**a, backend=backend)
+    assert y.shape == (2, 0, 5)
+    torch.testing.assert_close(last, a["initial_state"])
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 7])
+def test_any_number_of_time_chunks(chunks, relative_rms):
+    from longscan.kernels import triton_backend
+
+    a = without(scan_inputs(2, 100, 9, 8), "index")
+    ordered = [a.get(k) for k in ("x", "delta", "A", "B", "C", "D", "z", "delta_bias")]
+    rest = [a.get(k) for k in ("threshold", "scale", "index", "mask", "initial_state")]
+    y, last = triton_backend.selective_scan(*ordered, True, *rest, chunks=chunks)
+    wanted, wanted_last = selective_scan(**double(a), backend="reference")
+    assert relative_rms(y, wanted) < 1e-5 and relative_rms(last, wanted_last) < 1e-5
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_offsets_beyond_32_bits(backend):
+    """Rows 2^31 elements apart: any 32-bit product of row and stride would read elsewhere (or crash).
+
+    The 8 GiB between them are never touched, so the system never provides them.
+    """
+    stride = 2**31 + 8
+    base = torch.tensor([]).set_(torch.UntypedStorage(4 * (stride + 64)))
+    x = base.as_strided((2, 2, 4), (stride, 4, 1))
+    values = torch.arange(16.0).view(2, 2, 4) + 1
+    x.copy_(values)
+    found = causal_conv1d(x, torch.ones(4, 4), None, backend=backend)
+    torch.testing.assert_close(found, causal_conv1d(values, torch.ones(4, 4), None, backend="reference"))
+    small = torch.ones(2, 2, 4)
+    options = dict(delta_softplus=False, backend=backend)
+    found = selective_scan(small, small, -torch.ones(4, 4), small, x, **options)
+    torch.testing.assert_close(found, selective_scan(small, small, -torch.ones(4, 4), small, values, **options))
