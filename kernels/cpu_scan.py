@@ -10,8 +10,8 @@ import numpy as np
 from numba import njit, prange
 
 from .cpu_math import LOG2E, exp2_negative, silu, softplus
+from .cpu_vector import LANES, advance
 
-LANES = 16
 # Written out so that each loop is compiled once, whatever views it is given ("::1" is contiguous, ":" any strides),
 # and kept in numba's cache on disk.
 _SCAN = (
@@ -51,6 +51,8 @@ def scan(x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, index, m
         dt = np.zeros(LANES, np.float32)
         dx = np.zeros(LANES, np.float32)
         acc = np.zeros(LANES, np.float32)
+        Bt = np.zeros(N, np.float32)
+        Ct = np.zeros(N, np.float32)
         for c in range(width):
             for n in range(N):
                 h[n, c] = state[b, d0 + c, n]
@@ -84,11 +86,8 @@ def scan(x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, index, m
                 dx[c] = v * xs[c]
                 acc[c] = skip[c] * xs[c]
             for n in range(N):
-                Bn, Cn = B[b, t, n], C[b, t, n]
-                for c in range(LANES):
-                    v = exp2_negative(dt[c] * a2[n, c]) * h[n, c] + dx[c] * Bn
-                    h[n, c] = v
-                    acc[c] += v * Cn
+                Bt[n], Ct[n] = B[b, t, n], C[b, t, n]
+            advance(h, a2, dt, dx, acc, Bt, Ct)
             if gated:
                 for c in range(width):
                     zs[c] = z[b, t, d0 + c]

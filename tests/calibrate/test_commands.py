@@ -1,0 +1,232 @@
+"""The command, end to end: a random checkpoint in the exact layout of state-spaces/mamba-130m, then everything that can go wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from longscan.calibrate.commands import cli
+from longscan.runtime import Sidecar, load
+
+from ..checkpoints import random_tensors, write_state_spaces
+
+DATA = Path(__file__).parents[1] / "data"
+DEMO_TEXT = Path(__file__).parents[2] / "calibrate" / "demo" / "calibration.txt"
+
+
+def call(*arguments, code=0):
+    result = CliRunner().invoke(cli, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """config.json and pytorch_model.bin as on the Hub, the GPT-NeoX tokenizer beside them."""
+    folder = tmp_path_factory.mktemp("tiny-mamba")
+    write_state_spaces(folder, random_tensors(M=16, n_layer=2, V=50280, N=16), pickled=True, vocab_size=50277)
+    tokenizer = gzip.decompress((DATA / "gpt-neox-20b.json.gz").read_bytes())
+    (folder / "tokenizer.json").write_bytes(tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "novel.txt"
+    path.write_text(DEMO_TEXT.read_text()[:60000])
+    return path
+
+
+@pytest.fixture(scope="module")
+def calibrated(folder, text, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "tiny.longscan.safetensors"
+    arguments = ("run", "--model", folder, "--texts", text, "--train-length", 64, "--lengths", "128,256")
+    result = call(*arguments, "--samples", 4, "--out", out, "--json")
+    return arguments, out, json.loads(result.stdout)
+
+
+def test_run_writes_a_sidecar_and_one_document(calibrated, folder):
+    _, out, document = calibrated
+    side = Sidecar.read(out)
+    assert document["sidecar"] == str(out) and document["train_length"] == 64 == side.train_length
+    assert {"bands", "scores", "cost", "seconds", "tokens", "sha256"} <= set(document)
+    assert side.metadata["base_model"] == folder.name
+    assert [n for band in document["bands"] for n in band["lengths"]] == [128, 256]
+    for method in ("none", "filter", "decimate", "both", "auto"):  # auto carries everything
+        plan = side.plan(256, method)
+        assert all(keep < 256 for keep in plan.decimate.values())
+    assert sum(int((side.thresholds(i, 256) > 0).sum()) for i in range(2)) > 0
+    assert 0 < document["cost"] < 40
+    load(folder, out)
+
+
+def test_the_same_seed_gives_the_same_bytes(calibrated, tmp_path):
+    arguments, out, _ = calibrated
+    again, resumed = tmp_path / out.name, tmp_path / "resumed" / out.name
+    resumed.parent.mkdir()
+    call(*arguments, "--samples", 4, "--out", again, "--fresh")
+    assert again.read_bytes() == out.read_bytes()
+    # from half a journal, its last line torn: the same bytes once more
+    journal = (tmp_path / f"{out.name}.work" / "journal.jsonl").read_bytes()
+    work = resumed.parent / "work"
+    work.mkdir()
+    (work / "journal.jsonl").write_bytes(journal[: len(journal) // 2])
+    result = call(*arguments, "--samples", 4, "--out", resumed, "--workdir", work)
+    assert "going on from" in result.stderr
+    assert resumed.read_bytes() == out.read_bytes()
+    other = call(*arguments, "--samples", 3, "--out", tmp_path / "other.st", "--workdir", work)
+    assert "starting afresh" in other.stderr
+
+
+def test_inspect(calibrated):
+    _, out, document = calibrated
+    found = json.loads(call("inspect", out, "--json").stdout)
+    assert found["train_length"] == 64 and found["scores"] == document["scores"]
+    assert "trained at 64 tokens" in call("inspect", out).stdout
+
+
+def test_eval_perplexity_is_paired(calibrated, folder, text):
+    _, out, _ = calibrated
+    base = ("eval", "--model", folder, "--sidecar", out, "--texts", text, "--json")
+    found = json.loads(call(*base, "--lengths", "64,256", "--windows", 3).stdout)
+    assert {"model", "task", "unit", "rows", "machine"} <= set(found)
+    rows = {(row["length"], row["method"]): row for row in found["rows"]}
+    assert len(rows) == 10
+    assert {rows[64, m]["value"] for m in ("none", "filter", "decimate", "both", "auto")} == {rows[64, "none"]["value"]}
+    assert rows[64, "both"]["resolved_method"] == "none" and rows[256, "both"]["resolved_method"] == "both"
+    assert rows[256, "none"]["value"] != rows[256, "filter"]["value"]
+    for row in rows.values():
+        assert row["windows"] == 3 and row["tokens"] == 3 * row["length"]
+    # every length scores the same tokens: a window of 256 ends where that of 64 does
+    alone = json.loads(call(*base, "--lengths", "64,256", "--windows", 3, "--methods", "none").stdout)
+    assert [r["value"] for r in alone["rows"]] == [rows[64, "none"]["value"], rows[256, "none"]["value"]]
+    pg19 = json.loads(call(*base, "--lengths", 256, "--windows", 3, "--methods", "none", "--protocol", "pg19").stdout)
+    assert pg19["rows"][0]["value"] > 0 and pg19["protocol"] == "pg19"
+
+
+def test_eval_passkey(calibrated, folder, text):
+    _, out, _ = calibrated
+    base = ("eval", "--model", folder, "--sidecar", out, "--texts", text, "--json")
+    found = json.loads(call(*base, "--task", "passkey", "--lengths", 128, "--windows", 1).stdout)
+    row = found["rows"][0]
+    assert set(row["depths"]) == {"0.0", "0.25", "0.5", "0.75", "1.0"} and 0 <= row["value"] <= 1
+    assert row["windows"] == 5
+
+
+def test_generate(folder, calibrated, tmp_path):
+    _, out, _ = calibrated
+    (tmp_path / "prompt.txt").write_text("It is a truth " * 40)
+    result = call("generate", "--model", folder, "--sidecar", out, "--prompt-file", tmp_path / "prompt.txt",
+                  "--max-new-tokens", 4)  # fmt: skip
+    assert len(result.stdout) > 1
+
+
+@pytest.mark.parametrize("recipe", ["paper-longmamba", "paper-decimamba"])
+def test_published_recipes(folder, text, tmp_path, recipe):
+    out = tmp_path / "paper.st"
+    call("run", "--model", folder, "--texts", text, "--train-length", 64, "--recipe", recipe, "--out", out)
+    side = Sidecar.read(out)
+    if recipe == "paper-longmamba":
+        assert side.plan(640).method == "filter"
+        assert side.plan(640) == side.plan(640, "filter")
+        # the table's start scales by L / 2000: 3000 x 64 / 2000 = 96
+        assert all((side.thresholds(i, 95) == 0).all() for i in range(2))
+        assert any((side.thresholds(i, 640) > 0).any() for i in range(2))
+    else:
+        assert side.plan(640).decimate == {1: 64} and (side.score_weights(1, 640) == 1).all()
+
+
+METHODS = {"none": {"none"}, "filter": {"none", "filter"}, "decimate": {"none", "decimate"}}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_method_limits_the_candidates(folder, text, tmp_path, method):
+    out = tmp_path / "one.st"
+    call("run", "--model", folder, "--texts", text, "--train-length", 64, "--lengths", 128, "--samples", 2,
+         "--method", method, "--out", out, "--json")  # fmt: skip
+    side = Sidecar.read(out)
+    assert side.plan(128).method in METHODS[method]
+    if method != "none":
+        assert side.plan(128, method).method == method
+
+
+def _random_text(path, size):
+    rng = random.Random(0)
+    path.write_text(" ".join("".join(rng.choices("abcdefgh", k=5)) for _ in range(size)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["--model", "/nowhere"], "no model folder", 1),
+        (["--texts", "/nowhere.txt"], "nowhere.txt", 1),
+        (["--texts", "EMPTY"], "empty", 1),
+        (["--texts", "SHORT"], "tokens", 1),
+        (["--lengths", "64"], "not above the training length 64", 1),
+        (["--lengths", "many"], "many", 2),
+        (["--recipe", "no-such"], "no-such", 1),
+        (["--recipe", "BAD"], "colour", 1),
+        (["--method", "magic"], "magic", 2),
+        (["--device", "tpu9"], "device", 1),
+        (["--dtype", "int8"], "dtype", 1),
+        (["--out", "/nowhere/x.st"], "no folder", 1),
+        (["--samples", "0"], "samples", 2),
+    ],
+)
+def test_errors_are_one_line(folder, text, tmp_path, arguments, message, code):
+    (tmp_path / "empty.txt").write_text("")
+    _random_text(tmp_path / "short.txt", 90)
+    (tmp_path / "bad.yaml").write_text("colour: red\n")
+    named = {"EMPTY": tmp_path / "empty.txt", "SHORT": tmp_path / "short.txt", "BAD": tmp_path / "bad.yaml"}
+    options = {
+        "--model": folder, "--texts": text, "--train-length": 64, "--lengths": "128", "--samples": 2,
+        "--out": tmp_path / "x.st",
+    }  # fmt: skip
+    options |= {k: named.get(v, v) for k, v in zip(arguments[::2], arguments[1::2])}
+    result = call("run", *(part for pair in options.items() for part in pair), code=code)
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("Error: ") and message in line, result.stderr
+    assert "Traceback" not in result.output and result.stdout == ""
+    assert not [p for p in tmp_path.iterdir() if p.suffix in (".st", ".tmp")]
+
+
+def test_a_sidecar_of_another_model_is_refused(calibrated, text):
+    _, out, _ = calibrated
+    result = call("eval", "--model", "demo", "--sidecar", out, "--texts", text, code=1)
+    assert "model_fingerprint" in result.stderr
+
+
+def test_full_disk(folder, text, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("longscan.runtime.files.os.fsync", full)
+    result = call("run", "--model", folder, "--texts", text, "--train-length", 64, "--lengths", 128, "--method", "none",
+                  "--out", tmp_path / "x.st", code=1)  # fmt: skip
+    assert "No space left" in result.stderr and not list(tmp_path.glob("*.st"))
+
+
+def test_generate_needs_one_prompt(folder):
+    assert "either" in call("generate", "--model", folder, code=2).stderr
+    assert "empty" in call("generate", "--model", folder, "--prompt", "", code=1).stderr
+    assert "no file" in call("generate", "--model", folder, "--prompt-file", "/nowhere", code=1).stderr
+
+
+def test_control_c_ends_with_130(folder, text, tmp_path, monkeypatch):
+    monkeypatch.setattr("longscan.calibrate.run.measure", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    result = call("run", "--model", folder, "--texts", text, "--train-length", 64, "--lengths", 128,
+                  "--out", tmp_path / "x.st", code=130)  # fmt: skip
+    assert result.stderr.strip().splitlines()[-1].startswith("Error: interrupted")
+
+
+def test_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "longscan.calibrate", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "eval" in done.stdout and "run" in done.stdout

@@ -1,0 +1,147 @@
+"""Every shipped recipe loads; every mistake in one is refused by name; the papers' settings are the papers'."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from longscan.calibrate.errors import UserError
+from longscan.calibrate.published import published_decimation, published_filter, recipe_train_length
+from longscan.calibrate.recipe import (
+    Recipe,
+    load_recipe,
+    override,
+    parse_recipe,
+    recipe_for_model,
+    recipe_names,
+    to_json,
+)
+
+NAMES = ["default", "demo", *(f"mamba-{size}" for size in ("1.4b", "130m", "2.8b", "370m", "790m"))]
+NAMES += ["paper-decimamba", "paper-longmamba"]
+
+
+def test_the_shipped_recipes() -> None:
+    assert recipe_names() == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_recipe_loads(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name and recipe.description
+    assert (recipe.lengths is None) != (recipe.length_factors is None)
+    values = json.loads(to_json(recipe))
+    assert list(values) == sorted(field.name for field in dataclasses.fields(Recipe))
+    assert hash(recipe) == hash(load_recipe(name)) and to_json(recipe) == to_json(load_recipe(name))
+    if name.startswith("mamba-"):
+        assert recipe.train_length == 2048 and recipe.target_lengths(2048) == [1024 * k for k in (4, 8, 16, 32, 64)]
+        assert recipe_for_model(f"state-spaces/{name}") == recipe_for_model(f"state-spaces/{name}-hf") == name
+
+
+def test_recipe_for_model() -> None:
+    assert recipe_for_model("demo") == "demo"
+    assert recipe_for_model("someone/else") == "default"
+
+
+def test_an_empty_recipe_is_the_defaults() -> None:
+    assert parse_recipe("", "default") == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("samlpes: 3", ["unknown key samlpes", "'samples'"]),
+        ("filter: {mass: {lwa: [1]}}", ["unknown key filter.mass.lwa", "'law'"]),
+        ("decimate: {published: {m: {layer: [1]}}}", ["decimate.published.m.layer", "'layers'"]),
+        ("1: 2", ["unknown key 1"]),
+        ("samples: three", ["samples is 'three'", "a whole number of at least 1"]),
+        ("samples: true", ["samples is True", "whole number"]),
+        ("samples: 2.0", ["samples is 2.0", "whole number"]),
+        ("samples: 0", ["samples is 0", "at least 1"]),
+        ("held_out: 1", ["held_out is 1", "below 1"]),
+        ("filter: {clamp: .nan}", ["filter.clamp is nan", "a number above 0 and below 1", "null"]),
+        ("filter: {mass: {law: [1, -1]}}", ["filter.mass.law[1] is -1", "above 0"]),
+        ("filter: {theta: [0]}", ["filter.theta[0] is 0", "above 0"]),
+        ("filter: {theta: []}", ["filter.theta is []", "a list"]),
+        ("filter: {theta: 1e-30}", ["filter.theta is '1e-30'", "a list"]),
+        ("filter: {theta: [1e-3, 0.001]}", ["filter.theta", "each once"]),
+        ("filter: {table: [2k, 1k]}", ["filter.table", "rising"]),
+        ("filter: {layers: some}", ["filter.layers is 'some'", "all, search", "list of layer numbers"]),
+        ("filter: 3", ["filter is 3", "mapping"]),
+        ("decimate: {beta: [1.5]}", ["decimate.beta[0] is 1.5", "at most 1"]),
+        ("decimate: {weights: [local]}", ["decimate.weights[0] is 'local'", "all, global"]),
+        ("lengths: [4k, 0]", ["lengths[1] is 0", "4096 or 4k"]),
+        ("lengths: [4k]\nlength_factors: [2]", ["lengths and length_factors", "keep one"]),
+        ("length_factors: [1]", ["length_factors[0] is 1", "above 1"]),
+        ("method: fliter", ["method is 'fliter'", "decimate, both"]),
+        ("seed: 1\nseed: 2", ["seed is given twice"]),
+        ("- a", ["['a']", "a mapping"]),
+        ("a: [", ["not YAML", "line 1"]),
+        ("!!python/object:os.system {}", ["not YAML"]),
+    ],
+)
+def test_mistakes_are_refused_by_name(content: str, parts: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_recipe(content, "mine")
+    message = str(caught.value)
+    assert message.startswith("recipe mine") and "\n" not in message and ";" in message
+    for part in parts:
+        assert part in message, message
+
+
+def test_numbers_as_yaml_reads_them() -> None:
+    recipe = parse_recipe("filter: {theta: [1e-30, 1.0e-5, 1]}\nlengths: [4k, 5000, '64k']", "mine")
+    assert recipe.filter.theta == (1e-30, 1e-5, 1.0)
+    assert recipe.lengths == (4096, 5000, 65536) and recipe.length_factors is None
+    assert '"theta":[1e-30,1e-05,1.0]' in to_json(recipe)
+
+
+def test_files_and_names(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("texts: {run: /home/me/books/a.jsonl@body}\n")
+    recipe = load_recipe(str(path))
+    assert recipe.name == "mine" and recipe.texts.run == "/home/me/books/a.jsonl@body"
+    assert "/home" not in to_json(recipe) and '"run":"a.jsonl@body"' in to_json(recipe)
+    gone = str(tmp_path / "no.yaml")
+    for missing, part in (("nosuch", "paper-longmamba"), (gone, "no.yaml"), (str(tmp_path), "cannot")):
+        with pytest.raises(UserError, match=part):
+            load_recipe(missing)
+
+
+def test_override() -> None:
+    recipe = override(load_recipe("default"), lengths=[4096, 8192], seed=7, method=None, run="a.txt")
+    assert recipe.target_lengths(2048) == [4096, 8192] and recipe.length_factors is None
+    assert recipe.seed == 7 and recipe.method == "auto"
+    assert recipe.texts.run == "a.txt" and recipe.texts.eval == load_recipe("default").texts.eval
+    with pytest.raises(UserError, match="samples is 0"):
+        override(recipe, samples=0)
+    with pytest.raises(TypeError):
+        override(recipe, sample=1)
+
+
+def test_longmamba_as_published() -> None:
+    recipe = load_recipe("paper-longmamba")
+    assert (recipe.method, recipe.filter.fit, recipe.measure.windows) == ("filter", "published", 5)
+    assert recipe.filter.aggregate == "mean" and not recipe.filter.interpolate
+    thousands = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 30, 36, 44, 54, 64, 80, 96, 120, 144, 168, 192)
+    row = published_filter(recipe, "state-spaces/mamba-1.4b-hf", 2048)
+    assert (row.theta, row.clamp, row.start) == (1e-30, 0.2, 3000)
+    assert row.table == tuple(1000 * k for k in thousands), "a published row is never scaled"
+    other = published_filter(recipe, "demo", 256)
+    assert (other.theta, other.clamp, other.start) == (1e-30, 0.2, 384)
+    assert other.table == tuple(128 * k for k in thousands)
+    assert recipe_train_length(recipe, "state-spaces/mamba-1.4b") == 2000
+    assert recipe_train_length(recipe, "demo") is None
+
+
+def test_decimamba_as_published() -> None:
+    recipe = load_recipe("paper-decimamba")
+    assert (recipe.method, recipe.decimate.search, recipe.decimate.weights) == ("decimate", False, ("all",))
+    rows = {"130m": ((12,), 2000, 0.5), "1.4b": ((12,), 4000, 1.0), "2.8b": ((22,), 4000, 1.0)}
+    for size, expected in rows.items():
+        row = published_decimation(recipe, f"state-spaces/mamba-{size}", 99, 256)
+        assert (row.layers, row.base, row.beta) == expected
+    row = published_decimation(recipe, "demo", 5, 256)
+    assert (row.layers, row.base, row.beta) == ((2,), 256, 0.5)
