@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 
 import torch
+import transformers
+from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 
 from longscan.kernels import selective_scan
 
@@ -20,18 +22,9 @@ B, L, D, N = 1, 2048, 1536, 16
 
 
 def torch_path(x, delta, A, B_, C, D_, z):  # type: ignore[no-untyped-def]
-    """The scan of transformers' MambaMixer.slow_forward: (B, D, L) layout, discretised tensors, a loop over time."""
-    x, delta, z = (t.transpose(1, 2) for t in (x, delta, z))
-    delta = torch.nn.functional.softplus(delta)
-    a = torch.exp(A[None, :, None, :] * delta[:, :, :, None])
-    b_x = delta[:, :, :, None] * B_[:, None, :, :] * x[:, :, :, None]
-    state = torch.zeros(x.shape[0], x.shape[1], A.shape[1])
-    out = []
-    for t in range(x.shape[2]):
-        state = a[:, :, t, :] * state + b_x[:, :, t, :]
-        out.append(torch.matmul(state, C[:, t, :].unsqueeze(-1))[:, :, 0])
-    y = torch.stack(out, dim=-1) + x * D_[None, :, None]
-    return (y * torch.nn.functional.silu(z)).transpose(1, 2)
+    """transformers' own scan in torch, in its (B, D, L) layout; what its models run without mamba-ssm."""
+    wide = (x.transpose(1, 2), delta.transpose(1, 2), A, B_.transpose(1, 2), C.transpose(1, 2), D_, z.transpose(1, 2))
+    return mamba_selective_scan(*wide, delta_softplus=True).transpose(1, 2)
 
 
 def median(run: Callable[[], object], times: int) -> float:
@@ -57,7 +50,10 @@ def main() -> None:
             raise SystemExit(f"Error: the results differ by {error:.1e} (relative RMS); no speed is reported")
         ours = median(lambda: selective_scan(x, delta, A, B_, C, D_, z, backend="cpu"), 7)
         theirs = median(lambda: torch_path(x, delta, A, B_, C, D_, z), 3)
-    print(f"selective scan, B={B} L={L} D={D} N={N}, float32, {os.cpu_count()} cores, torch {torch.__version__}")
+    print(
+        f"selective scan, B={B} L={L} D={D} N={N}, float32, {os.cpu_count()} cores, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}"
+    )
     print(f"  longscan cpu backend   {ours * 1e3:9.1f} ms   {L * D * N / ours / 1e9:.2f} G state updates/s")
     print(f"  transformers torch path{theirs * 1e3:9.1f} ms")
     print(f"  ratio                  {theirs / ours:9.1f} x   (relative RMS difference {error:.1e})")

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import cpu_scan
@@ -15,11 +16,20 @@ _one_at_a_time = threading.Lock()
 
 
 def _array(t: Tensor | None, dimensions: int = 1) -> np.ndarray:
-    """A float32 view (or copy, if another dtype) of a tensor; size 0 for None. Strided views are read in place."""
+    """A float32 view of a tensor, strided in place; a copy only of another dtype. Size 0 for None."""
     if t is None:
         return np.empty((0,) * dimensions, np.float32)
     array: np.ndarray = t.detach().float().numpy()
     return array
+
+
+def _rows_of_vectors(t: Tensor | None, pad: int = 0) -> np.ndarray:
+    """(B, L, F) with its last dimension side by side and padded: a view of the model's own tensors, else a copy."""
+    if t is None:
+        return np.empty((0, 0, 0), np.float32)
+    if pad:
+        return _array(F.pad(t, (0, pad)))
+    return _array(t if t.stride(-1) == 1 else t.contiguous())
 
 
 def _packed(t: Tensor | None, dimensions: int = 1) -> np.ndarray:
@@ -58,22 +68,26 @@ def selective_scan(
     """See longscan.kernels.selective_scan."""
     batch, L, channels = x.shape
     steps = L if index is None else index.shape[1]
-    y = torch.empty(batch, steps, channels)
-    if initial_state is None:
-        state = torch.zeros(batch, channels, A.shape[1])
-    else:
-        state = initial_state.to(torch.float32, copy=True).contiguous()
+    pad = -channels % cpu_scan.LANES  # real models have none
+    y = torch.empty(batch, steps, channels + pad)
+    state = torch.zeros(batch, channels + pad, A.shape[1])
+    if initial_state is not None:
+        state[:, :channels] = initial_state
+    if pad:
+        A, D, delta_bias, threshold, scale = (
+            t if t is None else F.pad(t, (0, 0, 0, pad) if t is A else (0, pad)) for t in (A, D, delta_bias, threshold, scale)
+        )
     places = np.empty((0, 0), np.int64) if index is None else index.numpy()
-    if steps:
+    if steps and batch:
         with _one_at_a_time:
             cpu_scan.scan(
-                _packed(x),
-                _packed(delta),
+                _rows_of_vectors(x, pad),
+                _rows_of_vectors(delta, pad),
                 _packed(A),
-                _array(B),
-                _array(C),
+                _rows_of_vectors(B),
+                _rows_of_vectors(C),
                 _packed(D),
-                _array(z, 3),
+                _rows_of_vectors(z, pad),
                 _packed(delta_bias),
                 delta_softplus,
                 _rows(threshold, batch),
@@ -83,6 +97,8 @@ def selective_scan(
                 y.numpy(),
                 state.numpy(),
             )
+    if pad:
+        y, state = y[:, :, :channels].contiguous(), state[:, :channels].contiguous()
     return y.to(x.dtype), state
 
 

@@ -10,12 +10,12 @@ import numpy as np
 from numba import njit, prange
 
 from .cpu_math import LOG2E, exp2_negative, silu, softplus
-from .cpu_vector import LANES, advance
+from .cpu_vector import LANES, token
 
 # Written out so that each loop is compiled once, whatever views it is given ("::1" is contiguous, ":" any strides),
 # and kept in numba's cache on disk.
 _SCAN = (
-    "void(f4[:,:,::1], f4[:,:,::1], f4[:,::1], f4[:,:,:], f4[:,:,:], f4[::1], f4[:,:,:], f4[::1], b1, f4[:,:], f4[:,:], "
+    "void(f4[:,:,:], f4[:,:,:], f4[:,::1], f4[:,:,:], f4[:,:,:], f4[::1], f4[:,:,:], f4[::1], b1, f4[:,:], f4[:,:], "
     "i8[:,:], b1[:,:], f4[:,:,::1], f4[:,:,::1])"
 )
 _STEP = (
@@ -28,74 +28,47 @@ _SCORES = "void(f4[:,:,::1], f4[::1], b1, b1[:,:], f4[::1], f4[:,::1])"
 
 @njit(_SCAN, parallel=True, fastmath=True, cache=True, error_model="numpy", nogil=True)
 def scan(x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, index, mask, y, state):
-    """All float32 but index (B, K) int64 and mask (B, L) bool; absent options are arrays of size 0 (z: no channels).
+    """All float32 but index (B, K) int64 and mask (B, L) bool; absent options are arrays of size 0.
 
+    D is a multiple of 16; x, delta, z (B, L, D) and B, C (B, L, N) may have any strides but in their last dimension.
     threshold, scale (B, D). state (B, D, N) is read as the initial and written as the last state.
     """
     rows, L, channels = x.shape
     N = A.shape[1]
     gathered, masked, gated = index.shape[1] > 0, mask.shape[1] > 0, z.shape[2] > 0
     steps = index.shape[1] if gathered else L
-    blocks = (channels + LANES - 1) // LANES
+    blocks = channels // LANES
     for job in prange(rows * blocks):
         b, d0 = job // blocks, (job % blocks) * LANES
-        width = min(LANES, channels - d0)
-        h = np.zeros((N, LANES), np.float32)
-        a2 = np.zeros((N, LANES), np.float32)
-        skip = np.zeros(LANES, np.float32)
-        shift = np.zeros(LANES, np.float32)
-        g = np.full(LANES, -np.inf, np.float32)
-        factor = np.ones(LANES, np.float32)
-        xs = np.zeros(LANES, np.float32)
-        zs = np.zeros(LANES, np.float32)
-        dt = np.zeros(LANES, np.float32)
-        dx = np.zeros(LANES, np.float32)
-        acc = np.zeros(LANES, np.float32)
-        Bt = np.zeros(N, np.float32)
-        Ct = np.zeros(N, np.float32)
-        for c in range(width):
+        h = np.empty((N, LANES), np.float32)
+        a2 = np.empty((N, LANES), np.float32)
+        per_channel = np.zeros((4, LANES), np.float32)  # bias, threshold, scale, D
+        for c in range(LANES):
             for n in range(N):
                 h[n, c] = state[b, d0 + c, n]
                 a2[n, c] = A[d0 + c, n] * LOG2E
-            if D.size:
-                skip[c] = D[d0 + c]
-            if bias.size:
-                shift[c] = bias[d0 + c]
-            if threshold.size:
-                g[c] = threshold[b, d0 + c]
-            if scale.size:
-                factor[c] = scale[b, d0 + c]
+            per_channel[0, c] = bias[d0 + c] if bias.size else np.float32(0.0)
+            per_channel[1, c] = threshold[b, d0 + c] if threshold.size else np.float32(-np.inf)
+            per_channel[2, c] = scale[b, d0 + c] if scale.size else np.float32(1.0)
+            per_channel[3, c] = D[d0 + c] if D.size else np.float32(0.0)
         for step in range(steps):
             t = index[b, step] if gathered else step
             if t < 0:
-                for c in range(width):
+                for c in range(LANES):
                     y[b, step, d0 + c] = np.float32(0.0)
                 continue
-            for c in range(width):
-                xs[c] = x[b, t, d0 + c]
-                dt[c] = delta[b, t, d0 + c]
-            seen = np.float32(1.0)
-            if masked and not mask[b, t]:
-                seen = np.float32(0.0)
-            for c in range(LANES):
-                v = dt[c] + shift[c]
-                if use_softplus:
-                    v = softplus(v)
-                v = v * factor[c] * seen if v > g[c] else np.float32(0.0)
-                dt[c] = v
-                dx[c] = v * xs[c]
-                acc[c] = skip[c] * xs[c]
-            for n in range(N):
-                Bt[n], Ct[n] = B[b, t, n], C[b, t, n]
-            advance(h, a2, dt, dx, acc, Bt, Ct)
-            if gated:
-                for c in range(width):
-                    zs[c] = z[b, t, d0 + c]
-                for c in range(LANES):
-                    acc[c] *= silu(zs[c])
-            for c in range(width):
-                y[b, step, d0 + c] = acc[c]
-        for c in range(width):
+            seen = np.float32(0.0) if masked and not mask[b, t] else np.float32(1.0)
+            token(
+                h, a2, per_channel,
+                x, (b * x.strides[0] + t * x.strides[1]) // 4 + d0,
+                delta, (b * delta.strides[0] + t * delta.strides[1]) // 4 + d0,
+                z, (b * z.strides[0] + t * z.strides[1]) // 4 + d0 if gated else 0,
+                B, (b * B.strides[0] + t * B.strides[1]) // 4,
+                C, (b * C.strides[0] + t * C.strides[1]) // 4,
+                y, (b * steps + step) * channels + d0,
+                seen, use_softplus, gated,
+            )  # fmt: skip
+        for c in range(LANES):
             for n in range(N):
                 state[b, d0 + c, n] = h[n, c]
 

@@ -1,85 +1,142 @@
-"""The scan's inner step as explicit 16-wide vector code.
+"""The scan's step for one token and sixteen channels, written as explicit vector code.
 
-LLVM will not keep sixteen channels in one register through numba's loops: it cannot tell that the small work arrays do
-not overlap, and checks again at every state. Written as vectors, a state costs one exp2 (a polynomial), three
-multiply-adds, two loads and a store for sixteen channels.
+LLVM will not keep sixteen channels in one register through numba's loops: it cannot tell that the arrays do not
+overlap, and checks again at every state. Written as vectors, a state costs one exp2 (a polynomial), three
+multiply-adds, two loads and a store for all sixteen channels. Machines with narrower vectors split them.
 """
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES = 16
+LOG2E, LN2 = math.log2(math.e), math.log(2.0)
 _F32, _I32 = ir.FloatType(), ir.IntType(32)
 _VEC, _IVEC = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
 # Taylor coefficients of 2^f, highest first: relative error below 1e-7 on [-0.5, 0.5].
-_EXP2 = [float(np.log(2.0) ** k / np.prod(np.arange(1.0, k + 1))) for k in range(7, -1, -1)]
+_EXP2 = [LN2**k / math.factorial(k) for k in range(7, -1, -1)]
+# log(1 + u) = 2 atanh(s), s = u / (2 + u) <= 1/3: the odd series 1 + s^2/3 + s^4/5 + ..., highest first.
+_ATANH = [1.0 / k for k in range(15, 0, -2)]
 
 
 def _splat(value):  # type: ignore[no-untyped-def]
-    return ir.Constant(_VEC, [float(np.float32(value))] * LANES)
+    return ir.Constant(_VEC, [ir.Constant(_F32, value)] * LANES)
 
 
-def _fma(builder, a, b, c):  # type: ignore[no-untyped-def]
-    """a b + c, rounded once; llvmlite's own fma takes scalars only."""
-    kind = ir.FunctionType(_VEC, [_VEC] * 3)
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32"), [a, b, c])
+def _call(builder, name, *args):  # type: ignore[no-untyped-def]
+    """A vector form of an LLVM intrinsic; llvmlite's own helpers take scalars only."""
+    kind = ir.FunctionType(_VEC, [_VEC] * len(args))
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32"), args)
+
+
+def _polynomial(builder, x, coefficients):  # type: ignore[no-untyped-def]
+    p = _splat(coefficients[0])
+    for coefficient in coefficients[1:]:
+        p = _call(builder, "fma", p, x, _splat(coefficient))
+    return p
 
 
 def _exp2(builder, x):  # type: ignore[no-untyped-def]
     """2^x for x <= 0: round to an integer i, polynomial in f = x - i, exponent bits from i."""
-    low = _splat(-126.0)
-    x = builder.select(builder.fcmp_ordered(">", x, low), x, low)
+    x = _call(builder, "maxnum", x, _splat(-126.0))
     i = builder.fptosi(builder.fsub(x, _splat(0.5)), _IVEC)
-    f = builder.fsub(x, builder.sitofp(i, _VEC))
-    p = _splat(_EXP2[0])
-    for coefficient in _EXP2[1:]:
-        p = _fma(builder, p, f, _splat(coefficient))
-    bits = builder.shl(builder.add(i, ir.Constant(_IVEC, [127] * LANES)), ir.Constant(_IVEC, [23] * LANES))
-    return builder.fmul(p, builder.bitcast(bits, _VEC))
+    p = _polynomial(builder, builder.fsub(x, builder.sitofp(i, _VEC)), _EXP2)
+    # Adding i to the exponent field multiplies by 2^i; p lies in [0.7, 1.42] and i >= -126, so it cannot underflow
+    # further than to the smallest normal numbers.
+    exponent = builder.shl(i, ir.Constant(_IVEC, [ir.Constant(_I32, 23)] * LANES))
+    scaled = builder.bitcast(builder.add(builder.bitcast(p, _IVEC), exponent), _VEC)
+    tiny = builder.fcmp_ordered("<=", x, _splat(-125.0))
+    return builder.select(tiny, _splat(0.0), scaled)
+
+
+def _exp_minus_abs(builder, x):  # type: ignore[no-untyped-def]
+    return _exp2(builder, builder.fmul(_call(builder, "fabs", x), _splat(-LOG2E)))
+
+
+def _softplus(builder, x):  # type: ignore[no-untyped-def]
+    """max(x, 0) + log1p(e^-|x|)."""
+    u = _exp_minus_abs(builder, x)
+    s = builder.fdiv(u, builder.fadd(u, _splat(2.0)))
+    series = _polynomial(builder, builder.fmul(s, s), _ATANH)
+    log1p = builder.fmul(builder.fadd(s, s), series)
+    return builder.fadd(_call(builder, "maxnum", x, _splat(0.0)), log1p)
+
+
+def _silu(builder, x):  # type: ignore[no-untyped-def]
+    """x / (1 + e^-x), from e^-|x| so that nothing overflows."""
+    e = _exp_minus_abs(builder, x)
+    top = builder.select(builder.fcmp_ordered(">=", x, _splat(0.0)), x, builder.fmul(x, e))
+    return builder.fdiv(top, builder.fadd(e, _splat(1.0)))
 
 
 def _broadcast(builder, value):  # type: ignore[no-untyped-def]
-    one = builder.insert_element(ir.Constant(_VEC, ir.Undefined), value, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(one, ir.Constant(_VEC, ir.Undefined), ir.Constant(_IVEC, [0] * LANES))
+    undefined = ir.Constant(_VEC, ir.Undefined)
+    one = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(one, undefined, ir.Constant(_IVEC, [ir.Constant(_I32, 0)] * LANES))
 
 
 @intrinsic
-def advance(context, h, a2, dt, dx, acc, B, C):  # type: ignore[no-untyped-def]
-    """One token for sixteen channels: h_n = 2^(dt a2_n) h_n + dx B_n and acc += h_n C_n over the states n.
+def token(  # type: ignore[no-untyped-def]
+    context, h, a2, per_channel, x, x_at, delta, delta_at, z, z_at, B, B_at, C, C_at, y, y_at, seen, use_softplus, gated
+):
+    """One token, sixteen channels: delta' = scale softplus(delta + bias) seen where > threshold, else 0;
+    h_n = 2^(delta' a2_n) h_n + delta' x B_n; y = (sum_n h_n C_n + D x) silu(z).
 
-    h, a2: (N, 16) float32; dt, dx, acc: (16,) float32; B, C: (N,) float32; all contiguous. a2 = A log2(e).
+    h, a2: (N, 16) float32, a2 = A log2(e); per_channel: (4, 16) bias, threshold, scale, D. The other arrays are
+    any arrays of float32 whose last dimension is side by side, *_at the offset in elements of the first value read.
     """
+    signature = types.void(
+        h, a2, per_channel, x, x_at, delta, delta_at, z, z_at, B, B_at, C, C_at, y, y_at, seen, use_softplus, gated
+    )
 
     def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        arrays = [context.make_array(t)(context, builder, value) for t, value in zip(signature.args, args)]
-        h_data, a2_data, dt_data, dx_data, acc_data, B_data, C_data = (array.data for array in arrays)
+        def array(k):  # type: ignore[no-untyped-def]
+            return context.make_array(signature.args[k])(context, builder, args[k])
 
-        def vector(pointer, offset=None):  # type: ignore[no-untyped-def]
-            at = pointer if offset is None else builder.gep(pointer, [offset], source_etype=_F32)
-            return builder.bitcast(at, _VEC.as_pointer())
+        def vector(pointer, offset):  # type: ignore[no-untyped-def]
+            return builder.bitcast(builder.gep(pointer, [offset], source_etype=_F32), _VEC.as_pointer())
 
-        delta = builder.load(vector(dt_data), align=4, typ=_VEC)
-        input_ = builder.load(vector(dx_data), align=4, typ=_VEC)
-        total = cgutils.alloca_once(builder, _VEC)
-        builder.store(builder.load(vector(acc_data), align=4, typ=_VEC), total)
-        count = cgutils.unpack_tuple(builder, arrays[5].shape, 1)[0]
+        def load(pointer, offset):  # type: ignore[no-untyped-def]
+            return builder.load(vector(pointer, offset), align=4, typ=_VEC)
+
+        def row(k):  # type: ignore[no-untyped-def]
+            return ir.Constant(ir.IntType(64), k * LANES)
+
+        constants = array(2).data
+        bias, threshold, scale, skip = (load(constants, row(k)) for k in range(4))
+        x_value = load(array(3).data, args[4])
+        raw = builder.fadd(load(array(5).data, args[6]), bias)
+        positive = builder.select(args[16], _softplus(builder, raw), raw)
+        kept = builder.fmul(builder.fmul(positive, scale), _broadcast(builder, args[15]))
+        step = builder.select(builder.fcmp_ordered(">", positive, threshold), kept, _splat(0.0))
+        driven = builder.fmul(step, x_value)
+
+        states, decays, B_data, C_data = array(0), array(1).data, array(9).data, array(11).data
+        total = cgutils.alloca_once_value(builder, builder.fmul(skip, x_value))
+        count = cgutils.unpack_tuple(builder, states.shape, 2)[0]
         with cgutils.for_range(builder, count) as loop:
             n = loop.index
             offset = builder.mul(n, ir.Constant(n.type, LANES))
-            state = vector(h_data, offset)
-            decay = _exp2(builder, builder.fmul(delta, builder.load(vector(a2_data, offset), align=4, typ=_VEC)))
-            b = builder.load(builder.gep(B_data, [n], source_etype=_F32), typ=_F32)
-            c = builder.load(builder.gep(C_data, [n], source_etype=_F32), typ=_F32)
-            kept = _fma(builder, decay, builder.load(state, align=4, typ=_VEC), builder.fmul(input_, _broadcast(builder, b)))
-            builder.store(kept, state, align=4)
-            summed = _fma(builder, kept, _broadcast(builder, c), builder.load(total, typ=_VEC))
-            builder.store(summed, total)
-        builder.store(builder.load(total, typ=_VEC), vector(acc_data), align=4)
+            decay = _exp2(builder, builder.fmul(step, load(decays, offset)))
+            b = builder.load(builder.gep(B_data, [builder.add(args[10], n)], source_etype=_F32), typ=_F32)
+            c = builder.load(builder.gep(C_data, [builder.add(args[12], n)], source_etype=_F32), typ=_F32)
+            driven_b = builder.fmul(driven, _broadcast(builder, b))
+            state = _call(builder, "fma", decay, load(states.data, offset), driven_b)
+            builder.store(state, vector(states.data, offset), align=4)
+            so_far = builder.load(total, typ=_VEC)
+            builder.store(_call(builder, "fma", state, _broadcast(builder, c), so_far), total)
+        out = builder.load(total, typ=_VEC)
+        with builder.if_else(args[17]) as (then, otherwise):
+            with then:
+                gate = _silu(builder, load(array(7).data, args[8]))
+                builder.store(builder.fmul(out, gate), vector(array(13).data, args[14]), align=4)
+            with otherwise:
+                builder.store(out, vector(array(13).data, args[14]), align=4)
         return context.get_dummy_value()
 
-    return types.void(h, a2, dt, dx, acc, B, C), codegen
+    return signature, codegen
