@@ -130,7 +130,7 @@ def run(
     L = train_length or recipe_train_length(recipe, lm.source.name) or lm.config.train_length
     if L is None:
         raise UserError(f"{model} does not say what length it was trained at; give --train-length")
-    targets = lengths or list(recipe.lengths or []) or [round(f * L) for f in recipe.length_factors or ()]
+    targets = lengths or recipe.target_lengths(L)
     options = Options(
         texts=texts or recipe.texts.run,
         lengths=tuple(targets),

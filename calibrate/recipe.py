@@ -107,9 +107,6 @@ class Filter:
     layers: Literal["all", "search"] | tuple[int, ...] = setting(
         "all", either(choice("all", "search"), _layers), "layers that are filtered"
     )
-    g_fit: Literal["stretched", "sequential"] = setting(
-        "stretched", choice("stretched", "sequential"), "delta at S taken from L, or measured at S layer by layer"
-    )
     scale_from: int | None = setting(
         None,
         optional(_length),
@@ -149,7 +146,6 @@ class Decimate:
     weights: tuple[str, ...] = setting(
         ("all", "global"), listing(choice("all", "global"), "all, global"), "channels a token's score is the norm over"
     )
-    protect: int = setting(1, integer(1), "last tokens that are never dropped, at least")
     scale_from: int | None = setting(
         None, optional(_length), "the L that base is stated for; a model without a published row scales it by L"
     )

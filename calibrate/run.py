@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -216,9 +217,8 @@ def _finish(
     cost: float,
     began: float,
 ) -> Calibration:
-    side = assemble(
-        lm, options.train_length, found, recipe=to_json(recipe), calibration=provenance, scores=scores
-    )
+    settings = json.loads(to_json(recipe))
+    side = assemble(lm, options.train_length, found, recipe=settings, calibration=provenance, scores=scores)
     summary = []
     for entry, tensors in found:
         keep = dict(zip(map(str, tensors["layers"].tolist()), tensors["keep"].tolist())) if "layers" in tensors else {}

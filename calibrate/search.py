@@ -82,11 +82,12 @@ class Search:
         return found
 
     def _pivot_filter(self, pivot: int) -> Candidate:
-        """Coordinate search: share and layers together, then single blocks of layers, then theta, then the share finely."""
+        """Coordinate search: share and layers, then theta, then blocks of layers, then the share finely."""
         layers, recipe = self.arena.layers, self.recipe
         thetas = theta_candidates(layers, recipe)
         start = thetas[len(thetas) // 2]
-        shares = sorted({min(1.0, law) for law in recipe.filter.mass.law})
+        mass = recipe.filter.mass
+        shares = sorted({min(1.0, c) for c in (*mass.law, *(m * self.L / pivot for m in mass.factors or ()))})
         grid = [Candidate(FilterPick(start, s, c)) for s in layer_sets(len(layers), recipe) for c in shares]
         pick = self.arena.halving(grid, pivot)[0].filter
         assert pick is not None
