@@ -69,12 +69,13 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     lengths = ",".join(map(str, LENGTHS))
-    windows = {"perplexity": [], "passkey": []} if args.full else {"perplexity": ["--windows", "24"], "passkey": ["--windows", "4"]}
+    few = {"perplexity": ["--windows", "24"], "passkey": ["--windows", "4"]}
+    windows: dict[str, list[str]] = {} if args.full else few
 
     def evaluate(name: str, sidecar: Path, methods: str) -> list[dict[str, Any]]:
         common = ["--model", "demo", "--sidecar", str(sidecar), "--lengths", lengths, "--methods", methods]
         return [
-            calibrate(args.out, f"{name}-{task}", "eval", *common, "--task", task, *windows[task])
+            calibrate(args.out, f"{name}-{task}", "eval", *common, "--task", task, *windows.get(task, []))
             for task in ("perplexity", "passkey")
         ]
 
@@ -96,7 +97,7 @@ def main() -> None:
     far, near = LENGTHS[-1], LENGTHS[0]
     ppl, key = found
     print(
-        f"At {far} bytes, {far // near} times the training length, perplexity is {ppl[far, 'none']['value']:.2f} plain and "
+        f"At {far} bytes, {far // near}x the training length, perplexity is {ppl[far, 'none']['value']:.2f} plain and "
         f"{ppl[far, 'auto']['value']:.2f} calibrated ({ppl[near, 'none']['value']:.2f} at the training length);\n"
         f"passkeys answered: {key[far, 'none']['value']:.0%} plain, {key[far, 'auto']['value']:.0%} calibrated."
     )

@@ -114,5 +114,5 @@ class Arena:
         return with_sidecar(self.lm, assemble(self.lm, self.train_length, [(band, tensors)]))
 
 
-_EMPTY = Score(torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.bool))
-
+_NO_VALUES = torch.empty(0, dtype=torch.float64)
+_EMPTY = Score(_NO_VALUES, _NO_VALUES, torch.empty(0, dtype=torch.bool))

@@ -108,7 +108,7 @@ def run(
     method: str | None,
     lengths: list[int] | None,
     train_length: int | None,
-    objective: str | None,
+    objective: Any,
     samples: int | None,
     device: str,
     dtype: str,
@@ -135,7 +135,7 @@ def run(
         texts=texts or recipe.texts.run,
         lengths=tuple(targets),
         method=method or recipe.method,
-        objective=objective or recipe.objective,  # type: ignore[arg-type]
+        objective=objective or recipe.objective,
         samples=samples or recipe.samples,
         seed=seed,
         train_length=L,
@@ -160,7 +160,7 @@ def run(
     from .inspect import describe, render
 
     click.echo(render(describe(found.sidecar)))
-    click.echo(f"\nwrote {out} ({found.seconds:.0f} s, {found.tokens:,} tokens; {found.cost:.1f}x the windows themselves)")
+    click.echo(f"\nwrote {out} ({found.seconds:.0f} s, {found.tokens:,} tokens; cost {found.cost:.1f})")
 
 
 def _sha256(path: Path) -> str:
@@ -197,11 +197,11 @@ def evaluate_command(
     revision: str | None,
     sidecar: str | None,
     texts: str | None,
-    task: str,
+    task: Any,
     lengths: list[int] | None,
     methods: str | None,
     windows: int | None,
-    protocol: str,
+    protocol: Any,
     device: str,
     dtype: str,
     seed: int,
@@ -223,7 +223,13 @@ def evaluate_command(
         raise click.BadParameter(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
     documents = encode(lm, read_texts(texts or recipe.texts.eval, role="eval"))
     request = Request(
-        task, tuple(targets), chosen, windows, protocol, seed, recipe.measure.batch_tokens  # type: ignore[arg-type]
+        task,
+        tuple(targets),
+        chosen,
+        windows,
+        protocol,
+        seed,
+        recipe.measure.batch_tokens,
     )
     document = evaluate(lm, documents, request)
     train_length = lm.sidecar.train_length if lm.sidecar else lm.config.train_length

@@ -29,7 +29,7 @@ class LayerMeasurement:
     published: list[Tensor] = field(default_factory=list)  # a window: (K, D) float64, g at the published lengths
 
     def decay(self, aggregate: str = "mean") -> Tensor:
-        """log of the mean (or max) over windows of the cumulative decay, (D,) float64: logsumexp, not a mean of logs."""
+        """log of the mean (or max) over windows of the decay, (D,) float64: logsumexp, not a mean of logs."""
         stacked = torch.stack(self.log_decay)
         if aggregate == "max":
             return stacked.amax(0)
@@ -68,9 +68,7 @@ class Measure:
     """The observer. `published` = (lengths, C) also fits the published g for each window."""
 
     def __init__(self, lm: LM, published: tuple[Sequence[int], float | None] | None = None) -> None:
-        self.layers = [
-            LayerMeasurement(DeltaSketch.empty(layer.A.shape[0], lm.device)) for layer in lm.weights.layers
-        ]
+        self.layers = [LayerMeasurement(DeltaSketch.empty(layer.A.shape[0], lm.device)) for layer in lm.weights.layers]
         self._published = published
 
     def observe(self, layer: int, inputs: ScanInputs) -> LayerPlan | None:
@@ -98,4 +96,3 @@ def measure(
     for layer in observer.layers:
         layer.sketch = DeltaSketch(layer.sketch.counts.cpu(), layer.sketch.sums.cpu())
     return observer.layers
-

@@ -74,9 +74,7 @@ def score_weights(layer: LayerMeasurement, score: ScoreChannels) -> Tensor:
     return (top | (decay > _LOCAL_LOG_DECAY)).float()
 
 
-def thresholds(
-    layers: Sequence[LayerMeasurement], pick: FilterPick, shares: Sequence[float]
-) -> Tensor:
+def thresholds(layers: Sequence[LayerMeasurement], pick: FilterPick, shares: Sequence[float]) -> Tensor:
     """g for each of `shares`: (len(shares), n_layer, D) float32, 0 in local channels and layers not filtered."""
     table = torch.zeros(len(shares), len(layers), len(layers[0].decay()))
     for i in pick.layers:

@@ -28,7 +28,7 @@ def published_filter(recipe: Recipe, model_id: str, train_length: int) -> Filter
 
 
 def published_decimation(recipe: Recipe, model_id: str, n_layer: int, train_length: int) -> PublishedDecimation:
-    """The published decimation for a model: its row, else layer floor(n_layer / 2), the base scaled by L / scale_from."""
+    """A model's published decimation: its row, else layer floor(n_layer / 2), the base scaled by L / scale_from."""
     row, settings = decimation_row(recipe, model_id), recipe.decimate
     if row:
         return row

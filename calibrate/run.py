@@ -200,7 +200,7 @@ def _published_band(
 
 
 def _kept_mass(layers: Sequence[LayerMeasurement], g: Tensor, length: int, L: int) -> float:
-    """Mean over filtered channels of the mass factor m = kept share x S / L that thresholds g (n_layer, D) amount to."""
+    """Mean over filtered channels of the mass factor m = kept share x S / L that g (n_layer, D) amounts to."""
     factors = [layer.sketch.kept_share(g[i])[g[i] > 0] * length / L for i, layer in enumerate(layers)]
     joined = torch.cat(factors)
     return round(float(joined.mean()), 6) if len(joined) else 0.0

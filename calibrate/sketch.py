@@ -31,7 +31,7 @@ class DeltaSketch:
 
     def add(self, delta: Tensor) -> None:
         """Count delta (T, D) float32 > 0 in place."""
-        T, D = delta.shape
+        D = delta.shape[1]
         bins = ((torch.log2(delta) - LOWEST) * PER_OCTAVE).floor().clamp_(0, BINS - 1).long()
         flat = (bins + torch.arange(D, device=delta.device) * BINS).reshape(-1)
         units = (delta.double() * _UNIT).round().long().reshape(-1)
@@ -48,7 +48,7 @@ class DeltaSketch:
         return self.sums.sum(1).double() / _UNIT / self.counts.sum(1).clamp(min=1)
 
     def threshold(self, share: Tensor | float) -> Tensor:
-        """g (D,) float64 such that delta > g carries `share` of the channel's mass: E[delta; delta > g] = share E[delta].
+        """g (D,) float64 such that delta > g carries a share of the mass: E[delta; delta > g] = share E[delta].
 
         Within a bin the mass is taken as spread evenly between the bin's edges in log delta. share >= 1 gives 0.
         """

@@ -1,6 +1,6 @@
 """The four functions of the package: arguments checked once, then handed to a backend.
 
-    B batch   L tokens   K gathered tokens   D channels (d_inner)   N states   W conv width
+B batch   L tokens   K gathered tokens   D channels (d_inner)   N states   W conv width
 """
 
 from __future__ import annotations
@@ -159,9 +159,10 @@ def token_scores(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """DeciMamba's score of each token (arXiv 2406.14528): sqrt(sum_d weight_d delta_d^2), delta after bias and softplus.
+    """DeciMamba's score of each token (arXiv 2406.14528): sqrt(sum_d weight_d delta_d^2).
 
-    delta: (B, L, D); delta_bias, weight: (D,), weight None = 1 (the published L2 norm); mask: (B, L), False scores 0
+    delta: (B, L, D), scored after bias and softplus; mask: (B, L), False scores 0
+    delta_bias, weight: (D,); weight None = 1, the published L2 norm
 
     Returns (B, L) float32. Raises ValueError on wrong shapes.
     """

@@ -74,8 +74,9 @@ def selective_scan(
     if initial_state is not None:
         state[:, :channels] = initial_state
     if pad:
-        A, D, delta_bias, threshold, scale = (
-            t if t is None else F.pad(t, (0, 0, 0, pad) if t is A else (0, pad)) for t in (A, D, delta_bias, threshold, scale)
+        A = F.pad(A, (0, 0, 0, pad))
+        D, delta_bias, threshold, scale = (
+            None if t is None else F.pad(t, (0, pad)) for t in (D, delta_bias, threshold, scale)
         )
     places = np.empty((0, 0), np.int64) if index is None else index.numpy()
     if steps and batch:
@@ -149,9 +150,7 @@ def causal_conv1d(
     y = torch.empty(batch, L, channels)
     shift = torch.zeros(channels) if bias is None else bias
     with _one_at_a_time:
-        cpu_scan.conv(
-            _array(x), _packed(weight.T), _packed(shift), _packed(before), _mask(mask), y.numpy()
-        )
+        cpu_scan.conv(_array(x), _packed(weight.T), _packed(shift), _packed(before), _mask(mask), y.numpy())
     tail = x[:, max(0, L - (W - 1)) :]
     if mask is not None:
         tail = torch.where(mask[:, max(0, L - (W - 1)) :, None], tail, 0.0)

@@ -35,7 +35,7 @@ def _variants() -> Iterator[tuple[Any, dict[str, Any], int]]:
     for N in (8, 16):
         for given in (everything, ("D", "Z", "BIAS", "INITIAL"), ("D", "Z", "BIAS", "THRESHOLD")):
             for state_only in (True, False):
-                flags = {f"HAS_{name}": name in given for name in everything}
+                flags: dict[str, Any] = {f"HAS_{name}": name in given for name in everything}
                 flags |= {"SOFTPLUS": True, "STATE_ONLY": state_only, "N": N, "BLOCK_N": N, **scan}
                 yield chunk_scan, flags, SCAN_CONFIG["num_warps"]
         for initial in (True, False):

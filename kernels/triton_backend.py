@@ -34,7 +34,7 @@ def _per_row(threshold: Tensor | None, scale: Tensor | None) -> tuple[Tensor | N
 
 
 def _dense_rows(t: Tensor) -> Tensor:
-    """The tensor itself where its last dimension is side by side in memory (halves of a projection are), else a copy."""
+    """The tensor itself where its last dimension is side by side (halves of a projection are), else a copy."""
     return t if t.stride(-1) == 1 else t.contiguous()
 
 

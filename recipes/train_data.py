@@ -35,7 +35,9 @@ class Corpus:
         held_out = {"northanger_abbey", "persuasion"}
         novels = [p for p in sorted((folder / "austen").glob("*.txt")) if p.stem not in held_out]
         messages = sorted((folder / "sotu").glob("*.txt"))
-        return Corpus([p.read_bytes() for p in novels], [p.read_bytes() for p in messages], [(folder / "kjv.txt").read_bytes()])
+        return Corpus(
+            [p.read_bytes() for p in novels], [p.read_bytes() for p in messages], [(folder / "kjv.txt").read_bytes()]
+        )
 
     def slice(self, rng: random.Random, size: int) -> bytes:
         """`size` consecutive bytes of one document."""
@@ -94,8 +96,15 @@ def passkey(rng: random.Random, corpus: Corpus, size: int, span: int) -> Marked:
     needles: list[Marked] = []
     for wording, key in zip(chosen, keys):
         before, middle, after = wording.needle.split("{key}")
-        needles.append([(before.encode(), TEXT), (key.encode(), NONE), (middle.encode(), TEXT),
-                        (key.encode(), ANSWER), (after.encode(), TEXT)])
+        needles.append(
+            [
+                (before.encode(), TEXT),
+                (key.encode(), NONE),
+                (middle.encode(), TEXT),
+                (key.encode(), ANSWER),
+                (after.encode(), TEXT),
+            ]
+        )
     questions: list[Marked] = []
     for wording, key in zip(chosen, keys):
         said = answer(key).encode()

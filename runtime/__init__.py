@@ -1,9 +1,9 @@
 """Load a Mamba language model with its sidecar and read past the length it was trained at.
 
-    from longscan.runtime import load
-    lm = load("demo", "demo.longscan.safetensors")
-    for piece in lm.generate(text):
-        print(piece, end="")
+from longscan.runtime import load
+lm = load("demo", "demo.longscan.safetensors")
+for piece in lm.generate(text):
+    print(piece, end="")
 """
 
 from .errors import CheckpointError, SidecarError

@@ -166,8 +166,6 @@ def step_layers(weights: Weights, config: ModelConfig, token: Tensor, state: Sta
         x = (window * layer.conv).sum(-1)
         x = F.silu(x if layer.conv_bias is None else x + layer.conv_bias)
         delta, B, C = _project(layer, x)
-        y = selective_step(
-            state.ssm[i], x, delta, layer.A, B, C, layer.D, z, delta_bias=layer.dt_bias, backend=backend
-        )
+        y = selective_step(state.ssm[i], x, delta, layer.A, B, C, layer.D, z, delta_bias=layer.dt_bias, backend=backend)
         residual = residual + F.linear(y, layer.out_proj, layer.out_bias)
     return logits(weights, config, residual)

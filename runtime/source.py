@@ -37,7 +37,7 @@ def locate(model: str, revision: str | None = None) -> Source:
     if path.is_file():
         raise CheckpointError(f"{model} is a file; give the folder that holds config.json and the weights")
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise CheckpointError(f"no model folder {model!r}; give a folder, a Hub id like state-spaces/mamba-130m, or demo")
+        raise CheckpointError(f"no model folder {model!r}; give a folder, a Hub id or demo")
     folder = download(model, revision, ["config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json"])
     if not any(folder.glob("*.safetensors")):
         folder = download(model, revision, ["config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"])
@@ -52,7 +52,7 @@ def download(repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
     except GatedRepoError as error:
-        raise CheckpointError(f"{repo} is gated; accept its terms on the Hub and log in with `hf auth login`") from error
+        raise CheckpointError(f"{repo} is gated; accept its terms and log in with `hf auth login`") from error
     except RepositoryNotFoundError as error:
         raise CheckpointError(f"no repository {repo} on the Hub; check the name (private: `hf auth login`)") from error
     except RevisionNotFoundError as error:

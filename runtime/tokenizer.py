@@ -24,7 +24,7 @@ def load_tokenizer(source: Source, config: ModelConfig) -> Tokenizer:
     path = source.find("tokenizer.json")
     if path is None:
         if not config.neox_vocabulary:
-            raise CheckpointError(f"{source.name} has no tokenizer.json; put the model's tokenizer.json beside config.json")
+            raise CheckpointError(f"{source.name} has no tokenizer.json; put the model's beside config.json")
         path = download(NEOX, None, ["tokenizer.json"]) / "tokenizer.json"
     try:
         return Tokenizer.from_file(str(path))

@@ -13,8 +13,21 @@ from .errors import SidecarError
 from .plan import METHODS
 
 _REQUIRED = (
-    "format", "schema", "schema_version", "producer", "producer_version", "base_model", "base_model_revision",
-    "model_fingerprint", "train_length", "recipe", "calibration", "scores", "policy", "n_layer", "channels",
+    "format",
+    "schema",
+    "schema_version",
+    "producer",
+    "producer_version",
+    "base_model",
+    "base_model_revision",
+    "model_fingerprint",
+    "train_length",
+    "recipe",
+    "calibration",
+    "scores",
+    "policy",
+    "n_layer",
+    "channels",
 )
 _BAND_KEYS = {"lengths", "method", "theta", "log_theta", "mass", "g_fit", "interpolation", "start", "score"}
 _REMEDY = "fetch the file again, or calibrate again"

@@ -1,6 +1,6 @@
 """The Mamba-1 language model's weights: plain dataclasses, checked shapes, no modules.
 
-    V vocabulary, M d_model, D d_inner, N d_state, R dt_rank, W conv width
+V vocabulary, M d_model, D d_inner, N d_state, R dt_rank, W conv width
 """
 
 from __future__ import annotations

@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
-
 from longscan.calibrate.assemble import assemble
 from longscan.runtime import LM, Sidecar
 from longscan.runtime.sidecar import Band
+from safetensors.torch import save_file
+from torch import Tensor
 
 
 def random_tensors(
@@ -83,5 +82,7 @@ def make_sidecar(lm: LM, train_length: int = 16, *, share: float = 0.5, layer: i
         "keep": torch.tensor([keep]),
         "weights": torch.rand(1, channels, generator=g),
     }
-    band = Band(lengths=(4 * train_length,), method="both", theta=1e-3, log_theta=-6.9, mass={str(4 * train_length): 2.0})
+    band = Band(
+        lengths=(4 * train_length,), method="both", theta=1e-3, log_theta=-6.9, mass={str(4 * train_length): 2.0}
+    )
     return assemble(lm, train_length, [(band, tensors)])

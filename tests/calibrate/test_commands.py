@@ -1,4 +1,4 @@
-"""The command, end to end: a random checkpoint in the exact layout of state-spaces/mamba-130m, then everything that can go wrong."""
+"""The command, end to end: a random checkpoint in the layout of state-spaces/mamba-130m, and all that can go wrong."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-
 from longscan.calibrate.commands import cli
 from longscan.runtime import Sidecar, load
 

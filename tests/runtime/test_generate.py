@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from longscan.runtime import load
 from longscan.runtime.generate import sample
 

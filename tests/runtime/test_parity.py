@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from longscan.runtime import load
 
 transformers = pytest.importorskip("transformers")
@@ -12,7 +11,12 @@ transformers = pytest.importorskip("transformers")
 
 @pytest.mark.parametrize(
     ("tied", "bias", "conv_bias", "N", "M"),
-    [(True, False, True, 16, 48), (False, True, True, 8, 37), (True, True, False, 16, 33), (False, False, False, 8, 64)],
+    [
+        (True, False, True, 16, 48),
+        (False, True, True, 8, 37),
+        (True, True, False, 16, 33),
+        (False, False, False, 8, 64),
+    ],
 )
 @pytest.mark.parametrize("shards", [False, True])
 def test_logits_agree_with_transformers(tmp_path, tied, bias, conv_bias, N, M, shards, relative_rms):
