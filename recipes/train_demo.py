@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--export", type=Path, help="folder for the finished checkpoint")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--layers", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=2400, help="steps of the mixed stage")
+    parser.add_argument("--steps", type=int, default=1700, help="steps of the mixed stage")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
