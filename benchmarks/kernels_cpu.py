@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 import torch
 import transformers
-from longscan.kernels import selective_scan
 from transformers.models.mamba.modeling_mamba import mamba_selective_scan
+
+from longscan.kernels import selective_scan
 
 B, L, D, N = 1, 2048, 1536, 16
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from longscan.calibrate.passkey import WORDINGS, answer, draw_key
 from torch import Tensor
+
+from longscan.calibrate.passkey import WORDINGS, answer, draw_key
 
 NONE, TEXT, ANSWER = 0, 1, 2
 # letters in a key, digits in a value, pairs, bytes of a sample

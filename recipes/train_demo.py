@@ -17,10 +17,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from longscan.calibrate.passkey import WORDINGS, answer, draw_key
 from torch import Tensor
 from train_data import ANSWER, LEVELS, TEXT, Corpus, mixed_batch, recall_batch
 from train_model import MambaLM, Shape
+
+from longscan.calibrate.passkey import WORDINGS, answer, draw_key
 
 ROWS, SIZE = 64, 256
 RATE, WARMUP, DECAY_SHARE = 3e-3, 100, 0.35

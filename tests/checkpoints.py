@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
 from longscan.calibrate.assemble import assemble
 from longscan.runtime import LM, Sidecar
 from longscan.runtime.sidecar import Band
-from safetensors.torch import save_file
-from torch import Tensor
 
 
 def random_tensors(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+
 from longscan.calibrate.commands import cli
 from longscan.runtime import Sidecar, load
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from longscan.calibrate.measure import log_decay, mean_distance
 from longscan.calibrate.published_fit import published_g
 from longscan.calibrate.sketch import DeltaSketch

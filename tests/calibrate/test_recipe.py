@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from longscan.calibrate.errors import UserError
 from longscan.calibrate.published import published_decimation, published_filter, recipe_train_length
 from longscan.calibrate.recipe import (

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from longscan.calibrate import texts as module
 from longscan.calibrate.errors import UserError
 from longscan.calibrate.lengths import parse_length, parse_lengths

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from longscan.calibrate.errors import UserError
 from longscan.calibrate.windows import at_length, paired_windows, pg19_windows, token_windows
 

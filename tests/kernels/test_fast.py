@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from longscan.kernels import causal_conv1d, selective_scan, selective_step, token_scores
 
 from .cases import OPTIONS, double, scan_inputs, without

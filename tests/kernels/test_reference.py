@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from longscan.kernels import causal_conv1d, selective_scan, selective_step, token_scores
 
 from .cases import double, scan_inputs

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from longscan.runtime import load
 
 from ..checkpoints import make_sidecar, random_tensors, write_state_spaces

@@ -9,8 +9,9 @@ import sys
 
 import pytest
 import torch
-from longscan.runtime import CheckpointError, load
 from safetensors.torch import save_file
+
+from longscan.runtime import CheckpointError, load
 
 from ..checkpoints import random_tensors, write_state_spaces
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from longscan.runtime import load
 
 transformers = pytest.importorskip("transformers")

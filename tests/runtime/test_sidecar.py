@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+
 from longscan.runtime import Plan, Sidecar, SidecarError, load
 from longscan.runtime.tables import look_up
 
