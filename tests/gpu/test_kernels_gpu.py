@@ -36,10 +36,8 @@ def test_conv_scores_and_step(relative_rms):
     assert relative_rms(*scores) < 1e-5
     state, oracle = a["initial_state"].clone(), a["initial_state"].clone()
     one = [a[k][:, 0] if k in ("x", "delta", "B", "C", "z") else a[k] for k in ("x", "delta", "A", "B", "C", "D", "z")]
-    ys = [
-        selective_step(s, *one, delta_bias=a["delta_bias"], backend=k)
-        for s, k in ((state, "triton"), (oracle, "reference"))
-    ]
+    pairs = ((state, "triton"), (oracle, "reference"))
+    ys = [selective_step(s, *one, delta_bias=a["delta_bias"], backend=k) for s, k in pairs]
     assert relative_rms(*ys) < 1e-5 and relative_rms(state, oracle) < 1e-5
 
 
