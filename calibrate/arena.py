@@ -12,6 +12,7 @@ from torch import Tensor
 from ..runtime.model import LM
 from ..runtime.sidecar import canonical
 from .assemble import assemble, with_sidecar
+from .console import progress
 from .journal import Journal
 from .measure import LayerMeasurement
 from .picks import NONE, Candidate, band_entry, band_tensors
@@ -103,6 +104,8 @@ class Arena:
 
     def _rank(self, candidates: list[Candidate], length: int, share: float) -> list[Candidate]:
         """Best first; on a tie the earlier candidate."""
+        for candidate in progress(candidates, f"scoring candidates at {length}"):
+            self.score(candidate, length, share)
         return sorted(candidates, key=lambda c: -self.score(c, length, share).value)
 
     def _model(self, candidate: Candidate, length: int) -> LM:
