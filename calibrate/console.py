@@ -13,7 +13,7 @@ def progress(items: Sequence[T], label: str, unit: str = "it") -> Iterable[T]:
     """A tqdm bar with ETA on stderr once the loop has lasted two seconds."""
     from tqdm import tqdm
 
-    return tqdm(items, desc=label, unit=unit, file=sys.stderr, delay=2, dynamic_ncols=True, leave=False)
+    return tqdm(items, desc=label, unit=unit, file=sys.stderr, delay=2, mininterval=1, dynamic_ncols=True, leave=False)
 
 
 def say(text: str) -> None:
