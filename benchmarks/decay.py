@@ -2,8 +2,8 @@
 
     python benchmarks/decay.py build/demo/demo.longscan.safetensors docs/demo/decay.json
 
-One window of the evaluation text at 64 times the training length is read plain and filtered; for every global channel (one the
-sidecar filters) the log of the cumulative decay, log prod_t mean_n exp(delta_t A_n), is recorded against position.
+One window of the evaluation text at 64 times the training length is read plain and filtered; for every global channel
+(one the sidecar filters) the log of the cumulative decay, log prod_t mean_n exp(delta_t A_n), is kept by position.
 """
 
 from __future__ import annotations
