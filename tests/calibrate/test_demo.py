@@ -1,0 +1,35 @@
+"""The demo model's promise: both jobs at L, an honest failure beyond it, and a calibration that repairs it."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from click.testing import CliRunner
+
+from longscan.calibrate.commands import cli
+
+
+def call(*arguments):
+    result = CliRunner().invoke(cli, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_both_jobs_at_the_training_length():
+    text = call("eval", "--model", "demo", "--lengths", 256, "--windows", 256, "--json")
+    assert math.log2(text["rows"][0]["value"]) <= 2.1
+    keys = call("eval", "--model", "demo", "--lengths", 256, "--task", "passkey", "--json")
+    assert min(keys["rows"][0]["depths"].values()) >= 0.99
+
+
+@pytest.mark.parametrize("length", [2048])
+def test_a_quick_calibration_repairs_what_plain_loses(tmp_path, length):
+    out = tmp_path / "demo.st"
+    call("run", "--model", "demo", "--lengths", length, "--samples", 8, "--out", out, "--json")
+    base = ("eval", "--model", "demo", "--sidecar", out, "--lengths", length, "--methods", "none,auto", "--json")
+    plain, auto = call(*base, "--task", "passkey", "--windows", 4)["rows"]
+    assert plain["value"] < 0.5 and auto["value"] >= 0.95
+    plain, auto = call(*base, "--windows", 64)["rows"]
+    assert auto["value"] < plain["value"]
