@@ -21,7 +21,7 @@ from longscan.kernels import selective_scan
 B, L, D, N = 1, 2048, 1536, 16
 
 
-def torch_path(x, delta, A, B_, C, D_, z):  # type: ignore[no-untyped-def]
+def torch_path(x, delta, A, B_, C, D_, z):
     """transformers' own scan in torch, in its (B, D, L) layout; what its models run without mamba-ssm."""
     wide = (x.transpose(1, 2), delta.transpose(1, 2), A, B_.transpose(1, 2), C.transpose(1, 2), D_, z.transpose(1, 2))
     return mamba_selective_scan(*wide, delta_softplus=True).transpose(1, 2)

@@ -36,7 +36,7 @@ def exp2_negative(x):
     p = p * f + _f(2.4022651e-1)
     p = p * f + _f(6.9314718e-1)
     p = p * f + _f(1.0)
-    return p * as_float((i + _i(127)) << _i(23))  # type: ignore[call-arg]
+    return p * as_float((i + _i(127)) << _i(23))
 
 
 @njit(inline="always", fastmath=True)

@@ -24,24 +24,24 @@ _EXP2 = [LN2**k / math.factorial(k) for k in range(7, -1, -1)]
 _ATANH = [1.0 / k for k in range(15, 0, -2)]
 
 
-def _splat(value):  # type: ignore[no-untyped-def]
+def _splat(value):
     return ir.Constant(_VEC, [ir.Constant(_F32, value)] * LANES)
 
 
-def _call(builder, name, *args):  # type: ignore[no-untyped-def]
+def _call(builder, name, *args):
     """A vector form of an LLVM intrinsic; llvmlite's own helpers take scalars only."""
     kind = ir.FunctionType(_VEC, [_VEC] * len(args))
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}f32"), args)
 
 
-def _polynomial(builder, x, coefficients):  # type: ignore[no-untyped-def]
+def _polynomial(builder, x, coefficients):
     p = _splat(coefficients[0])
     for coefficient in coefficients[1:]:
         p = _call(builder, "fma", p, x, _splat(coefficient))
     return p
 
 
-def _exp2(builder, x):  # type: ignore[no-untyped-def]
+def _exp2(builder, x):
     """2^x for x <= 0: round to an integer i, polynomial in f = x - i, exponent bits from i."""
     x = _call(builder, "maxnum", x, _splat(-126.0))
     i = builder.fptosi(builder.fsub(x, _splat(0.5)), _IVEC)
@@ -54,11 +54,11 @@ def _exp2(builder, x):  # type: ignore[no-untyped-def]
     return builder.select(tiny, _splat(0.0), scaled)
 
 
-def _exp_minus_abs(builder, x):  # type: ignore[no-untyped-def]
+def _exp_minus_abs(builder, x):
     return _exp2(builder, builder.fmul(_call(builder, "fabs", x), _splat(-LOG2E)))
 
 
-def _softplus(builder, x):  # type: ignore[no-untyped-def]
+def _softplus(builder, x):
     """max(x, 0) + log1p(e^-|x|)."""
     u = _exp_minus_abs(builder, x)
     s = builder.fdiv(u, builder.fadd(u, _splat(2.0)))
@@ -67,21 +67,21 @@ def _softplus(builder, x):  # type: ignore[no-untyped-def]
     return builder.fadd(_call(builder, "maxnum", x, _splat(0.0)), log1p)
 
 
-def _silu(builder, x):  # type: ignore[no-untyped-def]
+def _silu(builder, x):
     """x / (1 + e^-x), from e^-|x| so that nothing overflows."""
     e = _exp_minus_abs(builder, x)
     top = builder.select(builder.fcmp_ordered(">=", x, _splat(0.0)), x, builder.fmul(x, e))
     return builder.fdiv(top, builder.fadd(e, _splat(1.0)))
 
 
-def _broadcast(builder, value):  # type: ignore[no-untyped-def]
+def _broadcast(builder, value):
     undefined = ir.Constant(_VEC, ir.Undefined)
     one = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
     return builder.shuffle_vector(one, undefined, ir.Constant(_IVEC, [ir.Constant(_I32, 0)] * LANES))
 
 
 @intrinsic
-def token(  # type: ignore[no-untyped-def]
+def token(
     context, h, a2, per_channel, x, x_at, delta, delta_at, z, z_at, B, B_at, C, C_at, y, y_at, seen, use_softplus, gated
 ):
     """One token, sixteen channels: delta' = scale softplus(delta + bias) seen where > threshold, else 0;
@@ -94,17 +94,17 @@ def token(  # type: ignore[no-untyped-def]
         h, a2, per_channel, x, x_at, delta, delta_at, z, z_at, B, B_at, C, C_at, y, y_at, seen, use_softplus, gated
     )
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        def array(k):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):
+        def array(k):
             return context.make_array(signature.args[k])(context, builder, args[k])
 
-        def vector(pointer, offset):  # type: ignore[no-untyped-def]
+        def vector(pointer, offset):
             return builder.bitcast(builder.gep(pointer, [offset], source_etype=_F32), _VEC.as_pointer())
 
-        def load(pointer, offset):  # type: ignore[no-untyped-def]
+        def load(pointer, offset):
             return builder.load(vector(pointer, offset), align=4, typ=_VEC)
 
-        def row(k):  # type: ignore[no-untyped-def]
+        def row(k):
             return ir.Constant(ir.IntType(64), k * LANES)
 
         constants = array(2).data
