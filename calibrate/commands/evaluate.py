@@ -1,0 +1,76 @@
+"""`calibrate eval`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from ...runtime import LM, load
+from ..errors import UserError
+from .group import METHODS, cli, json_option, lengths_callback, model_options, place_options
+
+
+@cli.command("eval")
+@model_options
+@click.option("--sidecar", help="File or Hub repository.")
+@click.option("--texts", help="As for run [default: the recipe's evaluation text].")
+@click.option("--task", type=click.Choice(("perplexity", "passkey")), default="perplexity", show_default=True)
+@click.option("--lengths", callback=lengths_callback, help="[default: the training length and the sidecar's lengths]")
+@click.option("--methods", help="Comma-separated: none,filter,decimate,both,auto [default: all the sidecar has].")
+@click.option("--windows", type=click.IntRange(1), help="Windows (perplexity), trials a depth (passkey).")
+@click.option("--protocol", type=click.Choice(("paired", "pg19")), default="paired", show_default=True)
+@place_options
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@json_option
+def evaluate_command(
+    model: str,
+    revision: str | None,
+    sidecar: str | None,
+    texts: str | None,
+    task: Any,
+    lengths: list[int] | None,
+    methods: str | None,
+    windows: int | None,
+    protocol: Any,
+    device: str,
+    dtype: str,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Measure perplexity or passkeys at several lengths and methods."""
+    from ..evaluate import Request, available, evaluate
+    from ..recipe import load_recipe, recipe_for_model
+    from ..run import encode
+    from ..table import render
+    from ..texts import read_texts
+
+    recipe = load_recipe(recipe_for_model(model))
+    lm = load(model, sidecar, device=device, dtype=dtype, revision=revision)
+    targets = lengths or _default_lengths(lm)
+    chosen = available(lm, targets) if methods is None else tuple(m.strip() for m in methods.split(","))
+    unknown = [m for m in chosen if m not in METHODS]
+    if unknown:
+        raise click.BadParameter(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
+    documents = encode(lm, read_texts(texts or recipe.texts.eval, role="eval"))
+    request = Request(
+        task,
+        tuple(targets),
+        chosen,
+        windows,
+        protocol,
+        seed,
+        recipe.measure.batch_tokens,
+    )
+    document = evaluate(lm, documents, request)
+    train_length = lm.sidecar.train_length if lm.sidecar else lm.config.train_length
+    click.echo(json.dumps(document) if as_json else render(document, train_length))
+
+
+def _default_lengths(lm: LM) -> list[int]:
+    if lm.sidecar is not None:
+        return [lm.sidecar.train_length, *(n for band in lm.sidecar.bands for n in band.lengths)]
+    if lm.config.train_length is None:
+        raise UserError("the model does not say what length it was trained at; give --lengths")
+    return [lm.config.train_length * factor for factor in (1, 2, 4, 8)]

@@ -1,0 +1,74 @@
+"""`calibrate generate`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from ...runtime import load
+from ..errors import UserError
+from .group import METHODS, cli, model_options, place_options
+
+
+@cli.command()
+@model_options
+@click.option("--sidecar", help="File or Hub repository.")
+@click.option("--prompt", help="Text to continue.")
+@click.option("--prompt-file", help="File with the text, - for standard input.")
+@click.option("--max-new-tokens", type=click.IntRange(0), default=128, show_default=True)
+@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True)
+@click.option("--top-k", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--stop", multiple=True, help="End at this text; may be given several times.")
+@click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True)
+@place_options
+@click.option("--seed", type=click.IntRange(0), help="For sampling.")
+def generate(
+    model: str,
+    revision: str | None,
+    sidecar: str | None,
+    prompt: str | None,
+    prompt_file: str | None,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    stop: tuple[str, ...],
+    method: str,
+    device: str,
+    dtype: str,
+    seed: int | None,
+) -> None:
+    """Continue a text, printing as it goes."""
+    if (prompt is None) == (prompt_file is None):
+        raise click.UsageError("give either --prompt or --prompt-file")
+    text = prompt if prompt is not None else _read_prompt(prompt_file or "")
+    if not text:
+        raise UserError("the prompt is empty; give at least one character")
+    lm = load(model, sidecar, device=device, dtype=dtype, revision=revision)
+    pieces = lm.generate(
+        text,
+        max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop=stop,
+        method=method,
+        seed=seed,
+    )
+    for piece in pieces:
+        click.echo(piece, nl=False)
+        sys.stdout.flush()
+    click.echo()
+
+
+def _read_prompt(name: str) -> str:
+    try:
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        return data.decode()
+    except FileNotFoundError:
+        raise UserError(f"no file {name}; check --prompt-file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from None

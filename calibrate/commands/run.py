@@ -1,0 +1,97 @@
+"""`calibrate run`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ...runtime import load
+from ..errors import UserError
+from .group import METHODS, cli, json_option, lengths_callback, model_options, place_options
+
+
+@cli.command()
+@model_options
+@click.option("--texts", help="demo, a file, a folder, - or a Hub data set name[:config][#split][@column].")
+@click.option("--recipe", "recipe_name", help="Recipe name or YAML file [default: the model's own, else default].")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="[default: MODEL.longscan.safetensors]")
+@click.option("--method", type=click.Choice(METHODS), help="Limit the candidates [default: the recipe's].")
+@click.option("--lengths", callback=lengths_callback, help="Target lengths, such as 4k,8k,16k.")
+@click.option("--train-length", type=click.IntRange(1), help="Length the model was trained at, if it does not say.")
+@click.option("--objective", type=click.Choice(("perplexity", "passkey", "mixed")), help="What is optimised.")
+@click.option("--samples", type=click.IntRange(1), help="Windows per length.")
+@place_options
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--workdir", type=click.Path(path_type=Path, file_okay=False), help="Journal [default: OUT.work].")
+@click.option("--resume/--fresh", default=True, help="Go on from the journal, or start afresh.")
+@json_option
+def run(
+    model: str,
+    revision: str | None,
+    texts: str | None,
+    recipe_name: str | None,
+    out: Path | None,
+    method: str | None,
+    lengths: list[int] | None,
+    train_length: int | None,
+    objective: Any,
+    samples: int | None,
+    device: str,
+    dtype: str,
+    seed: int,
+    workdir: Path | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Calibrate a model and write its sidecar."""
+    from ..published import recipe_train_length
+    from ..recipe import load_recipe, recipe_for_model
+    from ..run import Options, calibrate
+
+    recipe = load_recipe(recipe_name or recipe_for_model(model))
+    out = out or Path(f"{Path(model).name}.longscan.safetensors")
+    if not (out.parent.is_dir()):
+        raise UserError(f"no folder {out.parent}; create it or give another --out")
+    lm = load(model, device=device, dtype=dtype, revision=revision)
+    L = train_length or recipe_train_length(recipe, lm.source.name) or lm.config.train_length
+    if L is None:
+        raise UserError(f"{model} does not say what length it was trained at; give --train-length")
+    targets = lengths or recipe.target_lengths(L)
+    options = Options(
+        texts=texts or recipe.texts.run,
+        lengths=tuple(targets),
+        method=method or recipe.method,
+        objective=objective or recipe.objective,
+        samples=samples or recipe.samples,
+        seed=seed,
+        train_length=L,
+        workdir=workdir or out.with_name(out.name + ".work"),
+        resume=resume,
+    )
+    found = calibrate(lm, recipe, options)
+    found.sidecar.write(out)
+    document = {
+        "sidecar": str(out),
+        "sha256": _sha256(out),
+        "train_length": L,
+        "bands": found.bands,
+        "scores": found.scores,
+        "cost": found.cost,
+        "seconds": found.seconds,
+        "tokens": found.tokens,
+    }
+    if as_json:
+        click.echo(json.dumps(document))
+        return
+    from ..inspect import describe, render
+
+    click.echo(render(describe(found.sidecar)))
+    click.echo(f"\nwrote {out} ({found.seconds:.0f} s, {found.tokens:,} tokens; cost {found.cost:.1f})")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
