@@ -12,11 +12,13 @@ from torch import Tensor
 from ..runtime.model import LM
 from ..runtime.sidecar import canonical
 from .assemble import assemble, with_sidecar
+from .band_tables import Tables, band_entry
 from .console import progress
 from .journal import Journal
-from .measure import LayerMeasurement
-from .picks import NONE, Candidate, band_entry, band_tensors
+from .picks import NONE, Candidate
+from .prefix import Prefix, read_all
 from .score import PasskeyTrials, passkey_answered, tail_losses
+from .world import ALONE, World
 
 Objective = Literal["perplexity", "passkey", "mixed"]
 
@@ -42,23 +44,28 @@ class Arena:
     """Held-out data and the model. windows: (n, longest) int64, of which a length S reads the last S tokens."""
 
     lm: LM
-    layers: Sequence[LayerMeasurement]
-    train_length: int
+    tables: Tables
     objective: Objective
     windows: Tensor | None
     trials: dict[int, PasskeyTrials]
     tail: int
     batch_tokens: int
     journal: Journal
+    world: World = ALONE
     token_layers: int = 0  # cost so far: tokens x layers processed
     _seen: dict[tuple[Candidate, int], Score] = field(default_factory=dict)
 
-    def score(self, candidate: Candidate, length: int, share: float = 1.0) -> Score:
+    @property
+    def n_layer(self) -> int:
+        return len(self.lm.weights.layers)
+
+    def score(self, candidate: Candidate, length: int, share: float = 1.0, prefix: Prefix | None = None) -> Score:
         """Score on the first `share` of the windows and trials; what was scored before is not run again."""
         seen = self._seen.get((candidate, length), _EMPTY)
         windows, trials = self.counts(share)
         if windows > len(seen.losses) or trials > len(seen.exact):
-            seen = self._more(candidate, length, seen, max(windows, len(seen.losses)), max(trials, len(seen.exact)))
+            most = max(windows, len(seen.losses)), max(trials, len(seen.exact))
+            seen = self._more(candidate, length, seen, *most, prefix)
             self._seen[candidate, length] = seen
         return Score(seen.losses[:windows], seen.answered[:trials], seen.exact[:trials])
 
@@ -68,23 +75,27 @@ class Arena:
         windows = 0 if self.windows is None else max(1, round(len(self.windows) * share))
         return windows, 0 if trials is None else max(1, round(len(trials.keys) * share))
 
-    def _more(self, candidate: Candidate, length: int, seen: Score, windows: int, trials: int) -> Score:
+    def _more(
+        self, candidate: Candidate, length: int, seen: Score, windows: int, trials: int, prefix: Prefix | None
+    ) -> Score:
         """Extend a score to the first `windows` and `trials`; from the journal if it was paid for before."""
         new_windows = None if self.windows is None else self.windows[len(seen.losses) : windows, -length:]
         new_trials = self.trials[length].part(len(seen.exact), trials) if self.trials else None
         tokens = 0 if new_windows is None else new_windows.numel()
         tokens += 0 if new_trials is None else new_trials.prompts.numel()
-        self.token_layers += tokens * len(self.layers)
+        self.token_layers += tokens * (self.n_layer - (prefix.stop if prefix else 0))
         key = canonical([asdict(candidate), length, len(seen.losses), windows, len(seen.exact), trials])
         found = self.journal.get(key)
         if found is None:
-            lm = self._model(candidate, length)
+            lm, method, read = self._model(candidate, length), candidate.method, prefix.read if prefix else read_all
             found = {"losses": [], "right": [], "probability": []}
             if new_windows is not None and len(new_windows):
-                losses = tail_losses(lm, new_windows, self.tail, candidate.method, self.batch_tokens)
+                losses = tail_losses(lm, new_windows, self.tail, method, self.batch_tokens, world=self.world, read=read)
                 found["losses"] = losses.tolist()
             if new_trials is not None and len(new_trials.keys):
-                right, probability = passkey_answered(lm, new_trials, candidate.method, self.batch_tokens)
+                right, probability = passkey_answered(
+                    lm, new_trials, method, self.batch_tokens, world=self.world, read=read
+                )
                 found["right"], found["probability"] = right.tolist(), probability.tolist()
             self.journal.put(key, found)
         right = torch.tensor(found["right"], dtype=torch.bool)
@@ -96,25 +107,34 @@ class Arena:
         )
 
     def halving(self, candidates: Sequence[Candidate], length: int, survivors: int = 1) -> list[Candidate]:
-        """Successive halving over windows: all on a quarter, the better third on half, the best ones on all."""
-        left = list(dict.fromkeys(candidates))
-        for share in (0.25, 0.5):
-            left = self._rank(left, length, share)[: max(survivors, -(-len(left) // 3))]
-        return self._rank(left, length, 1.0)[:survivors]
+        """Successive halving over windows: all on a quarter, the better third on half, the best ones on all.
 
-    def _rank(self, candidates: list[Candidate], length: int, share: float) -> list[Candidate]:
+        What all candidates leave alone is computed once: the layers below the first that any of them touches.
+        """
+        left = list(dict.fromkeys(candidates))
+        stop = min(candidate.untouched() for candidate in left)
+        prefix = Prefix(stop) if stop and len(left) > 1 else None
+        if prefix:
+            windows, trials = self.counts(1.0)
+            self.token_layers += stop * (windows + trials) * length
+        for share in (0.25, 0.5):
+            left = self._rank(left, length, share, prefix)[: max(survivors, -(-len(left) // 3))]
+        return self._rank(left, length, 1.0, prefix)[:survivors]
+
+    def _rank(self, candidates: list[Candidate], length: int, share: float, prefix: Prefix | None) -> list[Candidate]:
         """Best first; on a tie the earlier candidate."""
         for candidate in progress(candidates, f"scoring candidates at {length}"):
-            self.score(candidate, length, share)
+            self.score(candidate, length, share, prefix)
         return sorted(candidates, key=lambda c: -self.score(c, length, share).value)
 
     def _model(self, candidate: Candidate, length: int) -> LM:
         if candidate == NONE:
             return with_sidecar(self.lm, None)
         filters = {length: candidate.filter} if candidate.filter else {}
-        band = band_entry(candidate.method, filters, candidate.decimate, [length], self.train_length)
-        tensors = band_tensors(self.layers, filters, candidate.decimate, self.train_length)
-        return with_sidecar(self.lm, assemble(self.lm, self.train_length, [(band, tensors)]))
+        L = self.tables.train_length
+        band = band_entry(candidate.method, filters, candidate.decimate, [length], L)
+        tensors = self.tables.band([length], filters, candidate.decimate, candidate.scale, only=True)
+        return with_sidecar(self.lm, assemble(self.lm, L, [(band, tensors)]))
 
 
 _NO_VALUES = torch.empty(0, dtype=torch.float64)

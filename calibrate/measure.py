@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,27 +13,39 @@ from ..runtime.model import LM
 from ..runtime.observer import ScanInputs
 from ..runtime.plan import LayerPlan
 from .console import progress
+from .journal import Journal
 from .published_fit import published_g
-from .sketch import DeltaSketch
+from .sketch import DeltaSketch, exact_values
+from .world import ALONE, World
 
 _TIME_BLOCK = 64  # tokens a (time, D, N) tensor spans: memory, not results
+PublishedTable = tuple[Sequence[int], "float | None"]  # lengths at which the published g is fitted, and C
 
 
 @dataclass
 class LayerMeasurement:
-    """One layer. Per-window values stay per window, so that any order of windows gives the same aggregate."""
+    """One layer. What is not an integer is kept by window, so that the aggregate does not depend on their order.
+
+    log_decay: (n, D) float64, log of the cumulative decay over each window
+    mean_distance: (n, D) float32, Mamba Mean Distance in tokens
+    published: (n, K, D) float64, each window's published g at K lengths; K = 0 unless asked for
+    """
 
     sketch: DeltaSketch
-    log_decay: list[Tensor] = field(default_factory=list)  # a window: (D,) float64
-    mean_distance: list[float] = field(default_factory=list)  # a window: Mamba Mean Distance in tokens
-    published: list[Tensor] = field(default_factory=list)  # a window: (K, D) float64, g at the published lengths
+    log_decay: Tensor
+    mean_distance: Tensor
+    published: Tensor
 
     def decay(self, aggregate: str = "mean") -> Tensor:
         """log of the mean (or max) over windows of the decay, (D,) float64: logsumexp, not a mean of logs."""
-        stacked = torch.stack(self.log_decay)
         if aggregate == "max":
-            return stacked.amax(0)
-        return torch.logsumexp(stacked, 0) - torch.log(torch.tensor(float(len(stacked)), dtype=torch.float64))
+            return self.log_decay.amax(0)
+        n = torch.tensor(float(len(self.log_decay)), dtype=torch.float64)
+        return torch.logsumexp(self.log_decay, 0) - torch.log(n)
+
+    def reach(self) -> Tensor:
+        """Mean over windows of each channel's mean distance, (D,) float64 in tokens."""
+        return self.mean_distance.double().mean(0)
 
 
 def log_decay(delta: Tensor, A: Tensor) -> Tensor:
@@ -44,11 +56,11 @@ def log_decay(delta: Tensor, A: Tensor) -> Tensor:
     return total
 
 
-def mean_distance(delta: Tensor, A: Tensor, B: Tensor, C_last: Tensor) -> float:
-    """Mamba Mean Distance of one sequence, the mean over channels of sum_j (L-1-j)|M_j| / sum_j |M_j|.
+def mean_distance(delta: Tensor, A: Tensor, B: Tensor, C_last: Tensor) -> Tensor:
+    """Mamba Mean Distance of one sequence: sum_j (L-1-j)|M_j| / sum_j |M_j| of each channel, (D,) float64, in tokens.
 
     M_j = sum_n C_n exp(A_n sum_{k>j} delta_k) delta_j B_jn is the implicit attention of the last token.
-    delta (L, D), A (D, N), B (L, N), C_last (N,).
+    delta (L, D), A (D, N), B (L, N), C_last (N,). A layer's distance is the mean over its channels.
     """
     L, D = delta.shape
     after = delta.flip(0).cumsum(0).flip(0) - delta  # sum of delta over k > j
@@ -61,38 +73,78 @@ def mean_distance(delta: Tensor, A: Tensor, B: Tensor, C_last: Tensor) -> float:
         distance = torch.arange(L - 1 - start, L - 1 - start - size.shape[0], -1, device=delta.device)
         weighted += (distance[:, None] * size).sum(0)
         total += size.sum(0)
-    return float((weighted / total.clamp(min=1e-300)).mean())
+    return weighted / total.clamp(min=1e-300)
 
 
 class Measure:
-    """The observer. `published` = (lengths, C) also fits the published g for each window."""
+    """The observer. Rows of the batch being read are windows `first`, `first` + 1, ...
 
-    def __init__(self, lm: LM, published: tuple[Sequence[int], float | None] | None = None) -> None:
-        self.layers = [LayerMeasurement(DeltaSketch.empty(layer.A.shape[0], lm.device)) for layer in lm.weights.layers]
+    windows: how many there will be; tokens: of all of them; published also fits the published g for each window.
+    """
+
+    def __init__(self, lm: LM, windows: int, tokens: int, published: PublishedTable | None = None) -> None:
+        self.first = 0
         self._published = published
+        values = exact_values(lm.weights.d_inner * len(lm.weights.layers), tokens)
+        self.layers = []
+        for layer in lm.weights.layers:
+            D = layer.A.shape[0]
+            sketch = DeltaSketch.empty(D, values, lm.device)
+            decay, distance = torch.zeros(windows, D, dtype=torch.float64), torch.zeros(windows, D)
+            g = torch.zeros(windows, len(published[0]) if published else 0, D, dtype=torch.float64)
+            self.layers.append(LayerMeasurement(sketch, decay, distance, g))
 
     def observe(self, layer: int, inputs: ScanInputs) -> LayerPlan | None:
-        w, found = inputs.weights, self.layers[layer]
-        for row in range(inputs.x.shape[0]):
-            delta = F.softplus(inputs.delta[row].float() + w.dt_bias.float())
-            A = w.A.float()
-            found.sketch.add(delta)
-            found.log_decay.append(log_decay(delta, A).cpu())
-            found.mean_distance.append(mean_distance(delta, A, inputs.B[row].float(), inputs.C[row, -1].float()))
+        w, found, A = inputs.weights, self.layers[layer], inputs.weights.A.float()
+        delta = F.softplus(inputs.delta.float() + w.dt_bias.float())
+        found.sketch.add(delta.flatten(0, 1))
+        for row, window in enumerate(range(self.first, self.first + len(delta))):
+            found.log_decay[window] = log_decay(delta[row], A)
+            found.mean_distance[window] = mean_distance(delta[row], A, inputs.B[row].float(), inputs.C[row, -1].float())
             if self._published is not None:
                 lengths, C = self._published
-                found.published.append(torch.stack([published_g(delta, S, C).cpu() for S in lengths]))
+                found.published[window] = torch.stack([published_g(delta[row], S, C) for S in lengths])
         return None
 
 
 def measure(
-    lm: LM, windows: Tensor, batch_tokens: int, published: tuple[Sequence[int], float | None] | None = None
+    lm: LM, windows: Tensor, batch_tokens: int, published: PublishedTable | None = None, world: World = ALONE
 ) -> list[LayerMeasurement]:
-    """Run windows (n, L) through the plain model and measure every layer."""
-    observer = Measure(lm, published)
+    """Run windows (n, L) through the plain model and measure every layer. Each rank runs its share of the batches."""
+    observer = Measure(lm, len(windows), windows.numel(), published)
     rows = max(1, batch_tokens // windows.shape[1])
-    for batch in progress(windows.split(rows), "measuring", unit="batch"):
+    for i, batch in progress(list(world.mine(windows.split(rows))), "measuring", unit="batch"):
+        observer.first = i * rows
         lm.prefill(batch, method="none", observer=observer)
     for layer in observer.layers:
-        layer.sketch = DeltaSketch(layer.sketch.counts.cpu(), layer.sketch.sums.cpu())
+        layer.sketch = merge_over(world, layer.sketch)
+        for each in (layer.log_decay, layer.mean_distance, layer.published):
+            world.total(each)
     return observer.layers
+
+
+def measured(
+    lm: LM, windows: Tensor, batch_tokens: int, published: PublishedTable | None, journal: Journal, world: World
+) -> list[LayerMeasurement]:
+    """The same, from the journal if an earlier run came that far."""
+    found = journal.tensors("measurements")
+    if found is None:
+        layers = measure(lm, windows, batch_tokens, published, world)
+        kept = [(*one.sketch.tensors(), one.log_decay, one.mean_distance, one.published) for one in layers]
+        journal.put_tensors("measurements", {f"{i}.{k}": t for i, one in enumerate(kept) for k, t in enumerate(one)})
+        return layers
+    restored = []
+    for i in range(len(lm.weights.layers)):
+        *sketch, decay, distance, g = (found[f"{i}.{k}"] for k in range(8))
+        restored.append(LayerMeasurement(DeltaSketch.of(sketch, windows.numel()), decay, distance, g))
+    return restored
+
+
+def merge_over(world: World, sketch: DeltaSketch) -> DeltaSketch:
+    """One sketch of what all ranks saw, on the CPU."""
+    seen = world.gather(torch.tensor([sketch.seen]))
+    gathered = zip(*([t.cpu() for t in world.gather(part)] for part in sketch.tensors()))
+    first, *others = (DeltaSketch.of(tensors, int(n)) for tensors, n in zip(gathered, seen))
+    for other in others:
+        first.merge(other)
+    return first

@@ -32,6 +32,7 @@ from .schema import (
 )
 from .texts import recorded_source
 
+SCORES = ("all", "global", "relative", "reach")
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"  # the package longscan.recipes, on disk and installed alike
 
 
@@ -58,6 +59,7 @@ class TextSources:
 class Measure:
     windows: int = setting(64, integer(1), "windows of the training length in the measuring pass")
     batch_tokens: int = setting(16384, integer(1), "tokens a batch; fixed here so that the bytes do not hang on memory")
+    sweep_windows: int = setting(32, integer(1), "a sequential sweep reads so many training lengths of tokens")
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Mass:
     factors: tuple[float, ...] | None = setting(
         None, optional(listing(_positive, "numbers above 0")), "candidates for m itself, the same at every length"
     )
+    tilt: bool = setting(False, boolean, "search factors on the mass by blocks of layers")
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,11 @@ class Filter:
     )
     fit: Literal["mass", "published"] = setting("mass", choice("mass", "published"), "how g(S) is found")
     mass: Mass = field(default=Mass(), metadata=about(section(Mass), "candidates for m(S); fit mass only"))
+    g_fit: Literal["stretched", "sequential", "auto"] = setting(
+        "auto",
+        choice("stretched", "sequential", "auto"),
+        "delta at S: as at L, or measured at S layer after layer; auto: what scores better; fit mass only",
+    )
     clamp: float | None = setting(None, optional(_share), "the published C; null: delta is not clamped")
     aggregate: Literal["mean", "max"] = setting("mean", choice("mean", "max"), "g over sequences; fit published only")
     table: tuple[int, ...] | None = setting(
@@ -144,13 +152,28 @@ class Decimate:
         (0.5, 1.0), listing(number(0, at_most=1), "numbers above 0 and at most 1"), "candidates: P_s = L_base * beta**s"
     )
     weights: tuple[str, ...] = setting(
-        ("all", "global"), listing(choice("all", "global"), "all, global"), "channels a token's score is the norm over"
+        ("all", "global"),
+        listing(choice(*SCORES), ", ".join(SCORES)),
+        "how a token's score weighs the channels: as published, or by how far they reach (calibrate/channels.py)",
     )
     scale_from: int | None = setting(
         None, optional(_length), "the L that base is stated for; a model without a published row scales it by L"
     )
     published: tuple[tuple[str, PublishedDecimation], ...] = setting(
         (), mapping(section(PublishedDecimation), "a mapping of models to rows"), "rows by model"
+    )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Delta scaling, after UPI (delta / n in the fifth of the channels that reach furthest, n = S / L)."""
+
+    search: bool = setting(False, boolean, "measure this method as well; --method scale does in any case")
+    powers: tuple[float, ...] = setting(
+        (0.25, 0.5, 0.75, 1.0), listing(_positive, "numbers above 0"), "candidates: delta is multiplied by n**-power"
+    )
+    top: tuple[float, ...] = setting(
+        (0.1, 0.2, 0.4), listing(_share, "numbers above 0 and below 1"), "candidates: share of the model's channels"
     )
 
 
@@ -181,12 +204,13 @@ class Recipe:
     objective: Literal["perplexity", "passkey", "mixed"] = setting(
         "perplexity", choice("perplexity", "passkey", "mixed"), "what a pick must be no worse on; mixed: on neither"
     )
-    method: Literal["auto", "none", "filter", "decimate", "both"] = setting(
-        "auto", choice("auto", "none", "filter", "decimate", "both"), "candidates; auto: all four"
+    method: Literal["auto", "none", "filter", "decimate", "both", "scale"] = setting(
+        "auto", choice("auto", "none", "filter", "decimate", "both", "scale"), "candidates; auto: all"
     )
     measure: Measure = field(default=Measure(), metadata=about(section(Measure), "the measuring pass"))
     filter: Filter = field(default=Filter(), metadata=about(section(Filter), "LongMamba's token filtering"))
     decimate: Decimate = field(default=Decimate(), metadata=about(section(Decimate), "DeciMamba's token decimation"))
+    scale: Scale = field(default=Scale(), metadata=about(section(Scale), "delta scaling, the rival of both"))
     policy: Policy = field(default=Policy(), metadata=about(section(Policy), "how the method of a length is picked"))
 
     def target_lengths(self, train_length: int) -> list[int]:

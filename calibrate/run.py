@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,21 @@ from ..runtime.model import LM
 from ..runtime.sidecar import Band, Sidecar, canonical
 from .arena import Arena, Objective
 from .assemble import assemble
+from .band_tables import Tables, band_entry
 from .console import say
 from .errors import UserError
 from .journal import Journal
-from .measure import LayerMeasurement, measure
-from .picks import Candidate, DecimatePick, FilterPick, band_entry, band_tensors
+from .measure import LayerMeasurement, measured
+from .picks import Candidate, DecimatePick, FilterPick
 from .policy import bands, choose
 from .published import published_decimation, published_filter
 from .recipe import Recipe, to_json
 from .score import DEPTHS, passkey_trials
 from .search import Search, plain_scores
+from .sequential import Sweeper
 from .texts import Texts, read_texts, split_documents
 from .windows import token_windows
+from .world import ALONE, World
 
 _MOST_TAIL = 100  # target tokens a window, as in the published protocol
 
@@ -59,11 +63,11 @@ class Calibration:
     tokens: int
 
 
-def allowed_methods(method: str) -> list[str]:
-    """Candidates that `--method` leaves; "none" is always one."""
-    return {"auto": ["filter", "decimate", "both"], "both": ["filter", "decimate", "both"], "none": []}.get(
-        method, [method]
-    )
+def allowed_methods(method: str, recipe: Recipe) -> list[str]:
+    """Candidates that `--method` leaves; "none" is always one. The scale is one more where the recipe wants it."""
+    three = ["filter", "decimate", "both"]
+    some = {"auto": three + ["scale"] * recipe.scale.search, "both": three, "none": []}
+    return some.get(method, [method])
 
 
 def encode(lm: LM, texts: Texts) -> list[Tensor]:
@@ -72,7 +76,7 @@ def encode(lm: LM, texts: Texts) -> list[Tensor]:
     return [torch.tensor(one.ids, dtype=torch.int64) for one in encoded]
 
 
-def calibrate(lm: LM, recipe: Recipe, options: Options) -> Calibration:
+def calibrate(lm: LM, recipe: Recipe, options: Options, world: World = ALONE) -> Calibration:
     """Calibrate a model. Raises UserError with the remedy where texts, lengths and model do not fit together."""
     began = time.monotonic()
     L, lengths = options.train_length, sorted(options.lengths)
@@ -95,43 +99,47 @@ def calibrate(lm: LM, recipe: Recipe, options: Options) -> Calibration:
         "device": lm.device.type,
         "dtype": str(lm.weights.embedding.dtype).removeprefix("torch."),
     }
-    if options.method == "none":
-        nothing = band_entry("none", {}, None, lengths, L)
-        return _finish(lm, recipe, options, provenance, [(nothing, {})], [], 0, 0, began)
-    published = _published_table(lm, recipe, options)
-    layers = measure(lm, windows, recipe.measure.batch_tokens, published)
-    if recipe.filter.fit == "published" or not recipe.decimate.search:
-        fixed = _published_band(lm, recipe, options, layers, published)
-        return _finish(lm, recipe, options, provenance, [fixed], [], windows.numel(), 0, began)
-
-    identity = canonical([lm.fingerprint, provenance, to_json(recipe), L])
-    journal = Journal(options.workdir, identity, options.resume)
+    journal = Journal(
+        options.workdir, canonical([lm.fingerprint, provenance, to_json(recipe), L]), options.resume, world
+    )
     if journal.note:
         say(journal.note)
-    arena = _arena(lm, layers, held_out, recipe, options, journal)
+    finish = partial(_finish, lm, recipe, options, provenance, journal, began)
+    if options.method == "none":
+        return finish([(band_entry("none", {}, None, lengths, L), {})])
+    published = _published_table(lm, recipe, options)
+    layers = measured(lm, windows, recipe.measure.batch_tokens, published, journal, world)
+    provenance["layers"] = [{"mean_distance": round(float(layer.reach().mean()), 3)} for layer in layers]
+    sweep_tokens = recipe.measure.sweep_windows * L
+    sweeper = Sweeper(lm, layers, fit, sweep_tokens, recipe.measure.batch_tokens, options.seed, journal, world)
+    tables = Tables(layers, L, sweeper)
+    if recipe.filter.fit == "published" or not recipe.decimate.search:
+        fixed = _published_band(lm, recipe, options, tables, published)
+        return finish([fixed], tokens=windows.numel())
+
+    arena = _arena(lm, tables, held_out, recipe, options, journal, world)
     plain_scores(arena, lengths)
-    allowed = allowed_methods(options.method)
-    picks = Search(arena, recipe, lengths).run(set(allowed))
+    allowed = allowed_methods(options.method, recipe)
+    picks = Search(arena, recipe, lengths, options.seed).run(set(allowed))
     chosen: list[Candidate] = []
     scores: list[dict[str, Any]] = []
     for pick in picks:
         best, rows = choose(arena, pick, allowed, recipe.policy.confidence, recipe.policy.bootstrap, options.seed)
         chosen.append(best)
         scores += rows
-    distinct = _distinct_tokens(arena, lengths)
-    spent = arena.token_layers / len(layers) + windows.numel()
-    return _finish(
-        lm, recipe, options, provenance, bands(arena, picks, chosen), scores, int(spent), spent / distinct, began
-    )
+    found = bands(tables, picks, chosen)
+    spent = (arena.token_layers + sweeper.token_layers) / len(layers) + windows.numel()
+    return finish(found, scores, int(spent), spent / _distinct_tokens(arena, lengths))
 
 
 def _arena(
     lm: LM,
-    layers: Sequence[LayerMeasurement],
+    tables: Tables,
     held_out: Sequence[Tensor],
     recipe: Recipe,
     options: Options,
     journal: Journal,
+    world: World,
 ) -> Arena:
     lengths = sorted(options.lengths)
     tail = min(_MOST_TAIL, options.train_length // 2)
@@ -142,9 +150,7 @@ def _arena(
         count = len(DEPTHS) * -(-options.samples // 4)
         depths = [DEPTHS[i % len(DEPTHS)] for i in range(count)]
         trials = {n: passkey_trials(lm, held_out, n, depths, "calibrate", options.seed) for n in lengths}
-    return Arena(
-        lm, layers, options.train_length, options.objective, windows, trials, tail, recipe.measure.batch_tokens, journal
-    )
+    return Arena(lm, tables, options.objective, windows, trials, tail, recipe.measure.batch_tokens, journal, world)
 
 
 def _distinct_tokens(arena: Arena, lengths: Sequence[int]) -> int:
@@ -165,11 +171,11 @@ def _published_band(
     lm: LM,
     recipe: Recipe,
     options: Options,
-    layers: Sequence[LayerMeasurement],
+    tables: Tables,
     published: tuple[tuple[int, ...], float | None] | None,
 ) -> tuple[Band, Mapping[str, Tensor]]:
     """One band with the published settings and no search: what the papers would do to this model."""
-    L, tensors = options.train_length, {}
+    L, layers, tensors = options.train_length, tables.layers, {}
     filters: dict[int, FilterPick] = {}
     start, mass = 0, {}
     if published is not None:
@@ -179,7 +185,7 @@ def _published_band(
         tensors["lengths"] = torch.tensor(published[0])
         rows = []
         for layer in layers:
-            each = torch.stack(layer.published)  # (windows, K, D)
+            each = layer.published
             g = each.mean(0) if recipe.filter.aggregate == "mean" else each.amax(0)
             rows.append(torch.where(layer.decay(recipe.filter.aggregate) > log_theta, g, 0.0))
         tensors["thresholds"] = torch.stack(rows, 1).float()
@@ -190,7 +196,7 @@ def _published_band(
     if options.method in ("decimate", "both", "auto"):
         row = published_decimation(recipe, lm.source.name, len(layers), L)
         decimate = DecimatePick(tuple(row.layers), row.base, row.beta, "all")
-        tensors |= band_tensors(layers, {}, decimate, L)
+        tensors |= tables.band(options.lengths, {}, decimate, None)
     method = "both" if filters and decimate else "filter" if filters else "decimate"
     entry = band_entry(method, filters, decimate, options.lengths, L)
     changed = {**entry.__dict__, "mass": mass, "start": start if filters else 0}
@@ -211,16 +217,18 @@ def _finish(
     recipe: Recipe,
     options: Options,
     provenance: dict[str, Any],
-    found: Sequence[tuple[Band, Mapping[str, Tensor]]],
-    scores: list[dict[str, Any]],
-    tokens: int,
-    cost: float,
+    journal: Journal,
     began: float,
+    found: Sequence[tuple[Band, Mapping[str, Tensor]]],
+    scores: Sequence[dict[str, Any]] = (),
+    tokens: int = 0,
+    cost: float = 0.0,
 ) -> Calibration:
     settings = json.loads(to_json(recipe))
-    side = assemble(lm, options.train_length, found, recipe=settings, calibration=provenance, scores=scores)
+    side = assemble(lm, options.train_length, found, recipe=settings, calibration=provenance, scores=list(scores))
     summary = []
     for entry, tensors in found:
         keep = dict(zip(map(str, tensors["layers"].tolist()), tensors["keep"].tolist())) if "layers" in tensors else {}
         summary.append({**entry.to_json(), "decimation": keep})
-    return Calibration(side, summary, scores, round(cost, 2), round(time.monotonic() - began, 1), tokens)
+    journal.finish()
+    return Calibration(side, summary, list(scores), round(cost, 2), round(time.monotonic() - began, 1), tokens)

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from .arena import Arena
+from .bootstrap import clearly_better
+from .channels import global_channels
 from .console import progress, say
 from .measure import LayerMeasurement
-from .picks import NONE, Candidate, DecimatePick, FilterPick, global_channels
+from .picks import NONE, Candidate, DecimatePick, FilterPick, Fit, ScalePick
 from .recipe import Recipe
 
-_BLOCKS = 8  # layers are dropped from the filter in at most this many blocks
+_BLOCKS = 8  # layers are taken together in at most this many blocks
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class LengthPicks:
     filter: Candidate | None
     decimate: Candidate | None
     both: Candidate | None
+    scale: Candidate | None
 
 
 def theta_candidates(layers: Sequence[LayerMeasurement], recipe: Recipe) -> list[float]:
@@ -53,81 +56,122 @@ def layer_sets(n_layer: int, recipe: Recipe) -> list[tuple[int, ...]]:
 class Search:
     """Drives an Arena. The order of the search is fixed, so equal inputs give equal picks."""
 
-    def __init__(self, arena: Arena, recipe: Recipe, lengths: Sequence[int]) -> None:
-        self.arena, self.recipe, self.lengths = arena, recipe, sorted(lengths)
-        self.L = arena.train_length
+    def __init__(self, arena: Arena, recipe: Recipe, lengths: Sequence[int], seed: int) -> None:
+        self.arena, self.recipe, self.lengths, self.seed = arena, recipe, sorted(lengths), seed
+        self.layers, self.L = arena.tables.layers, arena.tables.train_length
+        self.pivot = self.lengths[len(self.lengths) // 2]
 
     def run(self, methods: set[str]) -> list[LengthPicks]:
-        """Picks for every length. methods: those of filter, decimate, both that may be used."""
-        pivot = self.lengths[len(self.lengths) // 2]
-        filters = self._filters(pivot) if methods & {"filter", "both"} else {}
-        decimations = self._decimations(pivot) if methods & {"decimate", "both"} else {}
+        """Picks for every length. methods: those of filter, decimate, both, scale that may be used."""
+        filters = self._filters() if methods & {"filter", "both"} else {}
+        decimations = self._decimations() if methods & {"decimate", "both"} else {}
+        scale = self._scale() if "scale" in methods else None
         found = []
         for length in progress(self.lengths, "combining", unit="length"):
             f, d = filters.get(length), decimations.get(length, [])
             both = self._both(f, d, length) if f and d and "both" in methods else None
-            found.append(LengthPicks(length, f, d[0] if d else None, both))
+            found.append(LengthPicks(length, f, d[0] if d else None, both, scale))
         return found
+
+    def _best(self, picks: Sequence[FilterPick], length: int) -> FilterPick:
+        best = self.arena.halving([Candidate(pick) for pick in picks], length)[0].filter
+        assert best is not None
+        return best
 
     # -- filter ------------------------------------------------------------------------------------------------
 
-    def _filters(self, pivot: int) -> dict[int, Candidate]:
-        best = self._pivot_filter(pivot)
-        found = {pivot: best}
-        order = [n for n in self.lengths if n > pivot] + [n for n in reversed(self.lengths) if n < pivot]
+    def _filters(self) -> dict[int, Candidate]:
+        stretched = {self.pivot: self._pivot_filter()}
+        order = [n for n in self.lengths if n > self.pivot] + [n for n in reversed(self.lengths) if n < self.pivot]
         for length in progress(order, "filter by length", unit="length"):
-            near = min(found, key=lambda n: abs(n - length))
-            assert found[near].filter is not None
-            found[length] = self._shares(found[near].filter, length)  # type: ignore[arg-type]
-        return found
+            near = min(stretched, key=lambda n: abs(n - length))
+            stretched[length] = self._theta(self._shares(stretched[near], length), length)
+        return {n: Candidate(self._fitted(pick, n)) for n, pick in stretched.items()}
 
-    def _pivot_filter(self, pivot: int) -> Candidate:
+    def _pivot_filter(self) -> FilterPick:
         """Coordinate search: share and layers, then theta, then blocks of layers, then the share finely."""
-        layers, recipe = self.arena.layers, self.recipe
-        thetas = theta_candidates(layers, recipe)
+        recipe, pivot = self.recipe, self.pivot
+        thetas = theta_candidates(self.layers, recipe)
         start = thetas[len(thetas) // 2]
         mass = recipe.filter.mass
         shares = sorted({min(1.0, c) for c in (*mass.law, *(m * self.L / pivot for m in mass.factors or ()))})
-        grid = [Candidate(FilterPick(start, s, c)) for s in layer_sets(len(layers), recipe) for c in shares]
-        pick = self.arena.halving(grid, pivot)[0].filter
-        assert pick is not None
-        others = [Candidate(replace(pick, log_theta=theta)) for theta in thetas]
-        pick = self.arena.halving([Candidate(pick), *others], pivot)[0].filter
-        assert pick is not None
+        grid = [FilterPick(start, s, c) for s in layer_sets(len(self.layers), recipe) for c in shares]
+        pick = self._best(grid, pivot)
+        pick = self._best([pick, *(replace(pick, log_theta=theta) for theta in thetas)], pivot)
         if recipe.filter.layers == "search":
-            pick = self._drop_blocks(pick, pivot)
+            pick = self._drop_blocks(pick)
+        if mass.tilt:
+            pick = self._tilt(pick)
         return self._shares(pick, pivot)
 
-    def _drop_blocks(self, pick: FilterPick, length: int) -> FilterPick:
-        """Greedy: leave a block of layers unfiltered while that helps."""
-        n_layer = len(self.arena.layers)
+    def _blocks(self) -> list[range]:
+        n_layer = len(self.layers)
         size = max(1, n_layer // _BLOCKS)
-        while len(pick.layers) > size:
-            blocks = {i // size for i in pick.layers}
-            less = [replace(pick, layers=tuple(i for i in pick.layers if i // size != b)) for b in sorted(blocks)]
-            candidates = [Candidate(pick), *(Candidate(one) for one in less if one.layers)]
-            best = self.arena.halving(candidates, length, survivors=1)[0].filter
-            assert best is not None
+        return [range(start, min(start + size, n_layer)) for start in range(0, n_layer, size)]
+
+    def _drop_blocks(self, pick: FilterPick) -> FilterPick:
+        """Greedy: leave a block of layers unfiltered while that helps."""
+        while True:
+            less = [replace(pick, layers=tuple(i for i in pick.layers if i not in block)) for block in self._blocks()]
+            best = self._best([pick, *(one for one in less if one.layers)], self.pivot)
+            if best == pick:
+                return pick
+            pick = best
+
+    def _tilt(self, pick: FilterPick) -> FilterPick:
+        """Greedy: keep twice or half the share in a block of layers, once a block, while that helps."""
+        left = [block for block in self._blocks() if set(block) & set(pick.layers)]
+        even = (1.0,) * len(self.layers)
+        while left:
+            tried = {}
+            for block in left:
+                for factor in (0.5, 2.0):
+                    tilt = tuple(f * factor if i in block else f for i, f in enumerate(pick.tilt or even))
+                    tried[replace(pick, tilt=tilt)] = block
+            best = self._best([pick, *tried], self.pivot)
             if best == pick:
                 break
             pick = best
+            left.remove(tried[best])
         return pick
 
-    def _shares(self, pick: FilterPick, length: int) -> Candidate:
+    def _shares(self, pick: FilterPick, length: int) -> FilterPick:
         """Refine the kept share around a neighbour's: a factor two either way, then a factor 1.2."""
         least = self.L / length / 4
         for steps in ((0.5, 0.71, 1.0, 1.41, 2.0), (0.84, 1.0, 1.19)):
             tried = [min(1.0, max(least, pick.share * step)) for step in steps]
-            best = self.arena.halving([Candidate(replace(pick, share=round(s, 6))) for s in tried], length)[0]
-            assert best.filter is not None
-            pick = best.filter
-        return Candidate(pick)
+            pick = self._best([replace(pick, share=round(s, 6)) for s in tried], length)
+        return pick
+
+    def _theta(self, pick: FilterPick, length: int) -> FilterPick:
+        """Another theta at this length, if it is better beyond doubt: a new theta starts a new band."""
+        others = [replace(pick, log_theta=theta) for theta in theta_candidates(self.layers, self.recipe)]
+        best = self._best([pick, *others], length)
+        return best if self._clearly(Candidate(best), Candidate(pick), length) else pick
+
+    def _fitted(self, pick: FilterPick, length: int) -> FilterPick:
+        """The same pick under the fits of g that the recipe allows; the stretched one unless another is better."""
+        if self.recipe.filter.g_fit == "stretched":
+            return pick
+        fit: Fit = "sequential"
+        shares = sorted({min(1.0, round(pick.share * step, 6)) for step in (0.71, 1.0, 1.41)})
+        best = self._best([replace(pick, share=share, fit=fit) for share in shares], length)
+        if self.recipe.filter.g_fit == "auto" and not self._clearly(Candidate(best), Candidate(pick), length):
+            return pick
+        return best
+
+    def _clearly(self, one: Candidate, other: Candidate, length: int) -> bool:
+        policy = self.recipe.policy
+        if one == other:
+            return False
+        scores = self.arena.score(one, length), self.arena.score(other, length)
+        return clearly_better(*scores, policy.confidence, policy.bootstrap, self.seed)
 
     # -- decimation --------------------------------------------------------------------------------------------
 
-    def _decimations(self, pivot: int) -> dict[int, list[Candidate]]:
+    def _decimations(self) -> dict[int, list[Candidate]]:
         """Best first: at every length the few best of the pivot's ranking, ranked again."""
-        ranked = self.arena.halving(self._decimation_grid(pivot), pivot, survivors=6)
+        ranked = self.arena.halving(self._decimation_grid(), self.pivot, survivors=6)
         found = {}
         for length in progress(self.lengths, "decimation by length", unit="length"):
             fits = [c for c in ranked if c.decimate and max(c.decimate.keep()) < length]
@@ -137,13 +181,12 @@ class Search:
             found[length] = self.arena.halving(fits, length, survivors=3)
         return found
 
-    def _decimation_grid(self, pivot: int) -> list[Candidate]:
-        recipe, layers = self.recipe.decimate, self.arena.layers
-        n_layer = len(layers)
+    def _decimation_grid(self) -> list[Candidate]:
+        recipe, n_layer = self.recipe.decimate, len(self.layers)
         if isinstance(recipe.first_layer, (list, tuple)):
             first = [i for i in recipe.first_layer if i < n_layer]
         else:  # layers that look furthest, by Mamba Mean Distance
-            reach = [sum(layer.mean_distance) / len(layer.mean_distance) for layer in layers]
+            reach = [float(layer.reach().mean()) for layer in self.layers]
             first = sorted(sorted(range(1, n_layer), key=lambda i: -reach[i])[:4]) or [0]
             say("mean distance by layer: " + " ".join(f"{d:.0f}" for d in reach))
         grid = []
@@ -155,17 +198,23 @@ class Search:
                     for beta in recipe.beta if len(chosen) > 1 else recipe.beta[:1]:
                         for score in recipe.weights:
                             pick = DecimatePick(chosen, base, beta, score)  # type: ignore[arg-type]
-                            if max(pick.keep()) < pivot:
+                            if max(pick.keep()) < self.pivot:
                                 grid.append(Candidate(decimate=pick))
         return list(dict.fromkeys(grid))
 
-    # -- both --------------------------------------------------------------------------------------------------
+    # -- both, scale -------------------------------------------------------------------------------------------
 
     def _both(self, filtered: Candidate, decimated: Sequence[Candidate], length: int) -> Candidate:
         assert filtered.filter is not None
         shares = [min(1.0, round(filtered.filter.share * step, 6)) for step in (0.71, 1.0, 1.41)]
         grid = [Candidate(replace(filtered.filter, share=s), d.decimate) for d in decimated for s in shares]
         return self.arena.halving(grid, length)[0]
+
+    def _scale(self) -> Candidate:
+        """One law in S for all lengths."""
+        recipe = self.recipe.scale
+        grid = [Candidate(scale=ScalePick(power, top)) for power in recipe.powers for top in recipe.top]
+        return self.arena.halving(grid, self.pivot)[0]
 
 
 def plain_scores(arena: Arena, lengths: Sequence[int]) -> None:

@@ -132,6 +132,7 @@ def _layer(
         z,
         delta_bias=layer.dt_bias,
         threshold=plan.threshold,
+        scale=plan.scale,
         index=index,
         mask=mask,
         initial_state=state.ssm[i],

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-METHODS = ("none", "filter", "decimate", "both")
+METHODS = ("none", "filter", "decimate", "both", "scale")
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Plan:
     method: str
     length: float  # S in tokens; math.inf for an open-ended stream
     decimate: Mapping[int, int] = field(default_factory=dict)
+    extrapolated: bool = field(default=False, compare=False)  # S lies beyond the last calibrated length
 
     def __hash__(self) -> int:
         return hash((self.method, self.length, tuple(sorted(self.decimate.items()))))
@@ -44,6 +45,7 @@ class LayerPlan:
     """What one layer needs to know; the layer looks nothing else up."""
 
     threshold: Tensor | None = None  # (D,) or (B, D) float32, 0 where local; None = unfiltered
+    scale: Tensor | None = None  # (D,) or (B, D) float32, factor on delta; None = 1
     keep: int | None = None  # tokens kept by decimation; None = all
     score_weight: Tensor | None = None  # (D,) float32; None = the published norm
 

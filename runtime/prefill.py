@@ -39,13 +39,16 @@ def layer_plans(plans: tuple[Plan, ...], sidecar: Sidecar | None, weights: Weigh
     if sidecar is None or all(plan.method == "none" for plan in plans):
         return [LayerPlan()] * n_layer
     rows = [_thresholds(plan, sidecar, n_layer, protected) for plan in plans]
+    scaled = any(plan.method == "scale" for plan in plans)
     resolved = []
     for i in range(n_layer):
         g = rows[0][i] if len(rows) == 1 else torch.stack([row[i] for row in rows])
+        scales = [_scales(plan, sidecar, i) for plan in plans] if scaled else []
         keep = plans[0].decimate.get(i)
         resolved.append(
             LayerPlan(
                 threshold=g.to(device) if bool((g > 0).any()) else None,
+                scale=torch.stack(scales).squeeze(0).to(device) if scaled else None,
                 keep=keep,
                 score_weight=None if keep is None else sidecar.score_weights(i, plans[0].length).to(device),
             )
@@ -62,6 +65,12 @@ def _thresholds(plan: Plan, sidecar: Sidecar, n_layer: int, protected: int) -> l
     if sidecar.keyed_by_prompt(band, plan.method):
         seen = [plan.length] * n_layer  # type: ignore[list-item]
     return [sidecar.thresholds_in(band, i, seen[i], plan.method) for i in range(n_layer)]
+
+
+def _scales(plan: Plan, sidecar: Sidecar, layer: int) -> Tensor:
+    if plan.method != "scale":
+        return torch.ones(int(sidecar.metadata["channels"]))
+    return sidecar.scales(layer, plan.length)
 
 
 def check_ids(ids: Tensor, mask: Tensor | None, vocabulary: int) -> tuple[Tensor, Tensor | None]:

@@ -5,6 +5,7 @@ A sidecar holds *bands* of lengths. Each band has a method and its own tables:
     bands.{b}.lengths      (K,) int64, ascending, all > train_length
     bands.{b}.thresholds   (K, n_layer, channels) float32, g(S); 0 = local channel, or nothing filtered
     bands.{b}.both         the same for method "both" where it was fitted for it (g_fit sequential)
+    bands.{b}.scales       (K, n_layer, channels) float32 > 0, the factor on delta of method "scale"; 1 = untouched
     bands.{b}.keep         (n,) int64, tokens kept, one a decimating layer
     bands.{b}.layers       (n,) int64, the decimating layers, ascending
     bands.{b}.weights      (n, channels) float32, the score's channel weights
@@ -52,10 +53,11 @@ class Band:
     g_fit: str = "stretched"
     interpolation: Interpolation = "log"
     start: int = 0  # g = 0 below this length (published tables)
-    score: str = "all"  # whose weights decimation's score uses: all channels or the global ones
+    score: str = "all"  # how decimation's score weighs the channels
+    tilt: tuple[float, ...] = ()  # factors on the kept share by layer; empty = the same in all
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.__dict__, "lengths": list(self.lengths), "mass": dict(self.mass)}
+        return {**self.__dict__, "lengths": list(self.lengths), "mass": dict(self.mass), "tilt": list(self.tilt)}
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Sidecar:
     def bands(self) -> tuple[Band, ...]:
         """The policy, in order of length."""
         entries = json.loads(self.metadata["policy"])["bands"]
-        return tuple(Band(**{**entry, "lengths": tuple(entry["lengths"])}) for entry in entries)
+        return tuple(Band(**{**e, "lengths": tuple(e["lengths"]), "tilt": tuple(e["tilt"])}) for e in entries)
 
     @property
     def train_length(self) -> int:
@@ -119,18 +121,21 @@ class Sidecar:
             return Plan("none", length)
         index = self.band(length)
         chosen = self.bands[index].method if method == "auto" else method
+        extrapolated = length > self.bands[-1].lengths[-1]
         if math.isinf(length):  # open-ended: nothing to rank yet, so nothing is dropped
             chosen = {"both": "filter", "decimate": "none"}.get(chosen, chosen)
         if chosen in ("filter", "both") and f"bands.{index}.thresholds" not in self.tensors:
             raise SidecarError(f"this sidecar has no filter at length {length}; calibrate with --method filter or auto")
+        if chosen == "scale" and f"bands.{index}.scales" not in self.tensors:
+            raise SidecarError(f"this sidecar has no scales at length {length}; calibrate with --method scale")
         if chosen not in ("decimate", "both"):
-            return Plan(chosen, length)
+            return Plan(chosen, length, extrapolated=extrapolated)
         if f"bands.{index}.layers" not in self.tensors:
             raise SidecarError(
                 f"this sidecar has no decimation at length {length}; calibrate with --method decimate or auto"
             )
         layers, keep = (self.tensors[f"bands.{index}.{name}"].tolist() for name in ("layers", "keep"))
-        return Plan(chosen, length, dict(zip(layers, keep)))
+        return Plan(chosen, length, dict(zip(layers, keep)), extrapolated)
 
     def thresholds(self, layer: int, length: float, method: str = "filter") -> Tensor:
         """g(S) of one layer: (channels,) float32, 0 where the channel is local.
@@ -152,6 +157,21 @@ class Sidecar:
         if length <= self.train_length or length < entry.start:
             return torch.zeros(table.shape[2])
         return look_up(self.tensors[f"bands.{band}.lengths"].tolist(), table[:, layer], length, entry.interpolation)
+
+    def scales(self, layer: int, length: float) -> Tensor:
+        """Factor on delta of one layer for method "scale": (channels,) float32, 1 where delta is left as it is.
+
+        Raises SidecarError if this sidecar has no scales at `length`.
+        """
+        band = self.band(length)
+        table = self.tensors.get(f"bands.{band}.scales")
+        if table is None:
+            raise SidecarError(f"this sidecar has no scales at length {length}; calibrate with --method scale")
+        if not 0 <= layer < table.shape[1]:
+            raise ValueError(f"layer {layer} is outside the model's {table.shape[1]} layers")
+        if length <= self.train_length:
+            return torch.ones(table.shape[2])
+        return look_up(self.tensors[f"bands.{band}.lengths"].tolist(), table[:, layer], length)
 
     def keyed_by_prompt(self, band: int, method: str) -> bool:
         """Whether g of a band is looked up at the prompt's length (sequential "both") or at the scan's."""

@@ -29,7 +29,7 @@ _REQUIRED = (
     "n_layer",
     "channels",
 )
-_BAND_KEYS = {"lengths", "method", "theta", "log_theta", "mass", "g_fit", "interpolation", "start", "score"}
+_BAND_KEYS = {"lengths", "method", "theta", "log_theta", "mass", "g_fit", "interpolation", "start", "score", "tilt"}
 _REMEDY = "fetch the file again, or calibrate again"
 
 
@@ -95,7 +95,7 @@ def _check_band(index: int, band: Any, train_length: int) -> None:
         ("method", METHODS),
         ("g_fit", ("stretched", "sequential", "published")),
         ("interpolation", ("log", "nearest")),
-        ("score", ("all", "global")),
+        ("score", ("all", "global", "relative", "reach")),
     ):
         if band[name] not in allowed:
             raise _refuse(f"{key}.{name}", repr(band[name]), "one of " + ", ".join(allowed))
@@ -105,6 +105,9 @@ def _check_band(index: int, band: Any, train_length: int) -> None:
         name.isdecimal() and isinstance(value, int | float) and value > 0 for name, value in band["mass"].items()
     ):
         raise _refuse(f"{key}.mass", repr(band["mass"])[:60], "positive factors by length")
+
+    if not isinstance(band["tilt"], list) or not all(isinstance(f, int | float) and f > 0 for f in band["tilt"]):
+        raise _refuse(f"{key}.tilt", repr(band["tilt"])[:60], "positive factors by layer")
 
 
 def _check_tensors(
@@ -127,14 +130,18 @@ def _check_tensors(
         return tensor
 
     method = band["method"]
-    if prefix + "lengths" in tensors or method in ("filter", "both"):
+    if prefix + "lengths" in tensors or method in ("filter", "both", "scale"):
         lengths = get("lengths", torch.int64, None)
         steps = lengths.diff()
         if lengths.numel() == 0 or (steps <= 0).any() or int(lengths[0]) <= train_length:
             raise _refuse(prefix + "lengths", lengths.tolist(), f"ascending lengths above {train_length}")
-        get("thresholds", torch.float32, lengths.numel(), n_layer, channels)
+        table = (lengths.numel(), n_layer, channels)
+        if prefix + "thresholds" in tensors or method in ("filter", "both"):
+            get("thresholds", torch.float32, *table)
         if prefix + "both" in tensors:
-            get("both", torch.float32, lengths.numel(), n_layer, channels)
+            get("both", torch.float32, *table)
+        if (prefix + "scales" in tensors or method == "scale") and not (get("scales", torch.float32, *table) > 0).all():
+            raise _refuse(prefix + "scales", "a scale of 0", "factors above 0")
     if prefix + "layers" in tensors or method in ("decimate", "both"):
         layers = get("layers", torch.int64, None)
         found = layers.tolist()

@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from ...runtime import CheckpointError, SidecarError
+from ...runtime.plan import METHODS as RUNTIME_METHODS
 from ..errors import UserError, first_line
 from ..lengths import parse_lengths
 
-METHODS = ("auto", "none", "filter", "decimate", "both")
+METHODS = ("auto", *RUNTIME_METHODS)
 
 
 class Commands(click.Group):

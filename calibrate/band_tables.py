@@ -1,0 +1,94 @@
+"""Candidates -> the tensors and the policy entry of a band."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..runtime.sidecar import Band
+from .channels import furthest, global_channels, score_weights
+from .measure import LayerMeasurement
+from .picks import DecimatePick, FilterPick, ScalePick, share_at, table_lengths
+
+Sweep = Callable[[FilterPick, "DecimatePick | None", float, int], Tensor]  # share, length -> (n_layer, D)
+
+
+@dataclass
+class Tables:
+    """Builds bands from measurements. sweep: makes the tables of sequential fits."""
+
+    layers: Sequence[LayerMeasurement]
+    train_length: int
+    sweep: Sweep
+
+    def thresholds(self, pick: FilterPick, shares: Sequence[float]) -> Tensor:
+        """The stretched g for each of `shares`: (len(shares), n_layer, D) float32, 0 where nothing is filtered."""
+        table = torch.zeros(len(shares), len(self.layers), len(self.layers[0].decay()))
+        for i in pick.layers:
+            layer = self.layers[i]
+            kept = torch.tensor([[pick.share_of(i, share)] for share in shares], dtype=torch.float64)
+            g = layer.sketch.threshold(kept.expand(-1, table.shape[2])).float()
+            table[:, i] = torch.where(global_channels(layer, pick.log_theta), g, 0.0)
+        return table
+
+    def band(
+        self,
+        lengths: Sequence[int],
+        filters: Mapping[int, FilterPick],
+        decimate: DecimatePick | None,
+        scale: ScalePick | None,
+        *,
+        only: bool = False,
+    ) -> dict[str, Tensor]:
+        """A band's tensors (names without their prefix).
+
+        lengths: the calibrated ones; filters: length -> pick, empty for none
+        only: no rows but those a candidate needs to be scored at `lengths`
+        """
+        L, tensors = self.train_length, {}
+        pick = filters[min(filters)] if filters else None
+        # Decimation shortens scans, which look a stretched g up at lengths below the prompt's.
+        few = only and not (decimate and pick and pick.fit == "stretched")
+        at = sorted(lengths) if few else table_lengths(L, max(lengths), lengths)
+        if pick or scale:
+            tensors["lengths"] = torch.tensor(at)
+        if pick:
+            shares = {length: each.share for length, each in filters.items()}
+            kept = [share_at(n, shares, L) for n in at]
+            if pick.fit == "stretched":
+                tensors["thresholds"] = self.thresholds(pick, kept)
+            else:
+                fits = [decimate] if decimate and only else [None, decimate] if decimate else [None]
+                swept = {fit: torch.stack([self.sweep(pick, fit, c, n) for n, c in zip(at, kept)]) for fit in fits}
+                if decimate:
+                    tensors["both"] = swept[decimate]
+                tensors["thresholds"] = swept.get(None, torch.zeros(len(at), *swept[fits[0]].shape[1:]))
+        if decimate:
+            tensors["layers"] = torch.tensor(decimate.layers)
+            tensors["keep"] = torch.tensor(decimate.keep())
+            tensors["weights"] = torch.stack([score_weights(self.layers[i], decimate.score) for i in decimate.layers])
+        if scale:
+            chosen = furthest(self.layers, scale.top)
+            tensors["scales"] = torch.stack([torch.where(chosen, scale.factor(n, L), 1.0) for n in at]).float()
+        return tensors
+
+
+def band_entry(
+    method: str, filters: Mapping[int, FilterPick], decimate: DecimatePick | None, lengths: Sequence[int], L: int
+) -> Band:
+    """The policy's entry of the same band."""
+    first = filters[min(filters)] if filters else None
+    return Band(
+        lengths=tuple(sorted(lengths)),
+        method=method,
+        theta=None if first is None else math.exp(first.log_theta),
+        log_theta=None if first is None else first.log_theta,
+        mass={str(n): round(pick.share * n / L, 6) for n, pick in sorted(filters.items())},
+        g_fit=first.fit if first else "stretched",
+        score=decimate.score if decimate else "all",
+        tilt=first.tilt if first else (),
+    )

@@ -1,0 +1,117 @@
+"""The processes that share a run. Whole batches are dealt out, so results do not depend on how many they are.
+
+Every rank walks through the same search and sees the same scores; only the batches are divided. Results are combined by
+sums over tensors in which every entry was filled by exactly one rank, which is exact, and by merging sketches.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .errors import UserError
+
+T = TypeVar("T")
+_PATIENCE = timedelta(hours=6)  # for a rank that still works; one that died closes its connections at once
+LOST = "a process of this run was lost; run the same command again to go on from its journal"
+
+
+@dataclass(frozen=True)
+class World:
+    """rank of size processes; World() is one alone."""
+
+    rank: int = 0
+    size: int = 1
+
+    def mine(self, batches: Sequence[T]) -> Iterator[tuple[int, T]]:
+        """The batches this rank computes, with their numbers."""
+        return ((i, batch) for i, batch in enumerate(batches) if i % self.size == self.rank)
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, values: Tensor) -> list[Tensor]:
+        """The same tensor of every rank, in order of rank; all have one shape."""
+        if self.size == 1:
+            return [values]
+        found = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(found, values.contiguous())
+        return found
+
+    def spread(self, values: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Rank 0's tensor, on every rank; the others give None."""
+        found = torch.empty(shape, dtype=dtype) if values is None else values.contiguous()
+        if self.size > 1:
+            dist.broadcast(found, src=0)
+        return found
+
+    def agree(self, value: Any) -> Any:
+        """What rank 0 has."""
+        if self.size == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, src=0)
+        return held[0]
+
+
+ALONE = World()
+
+
+def join(device: str) -> tuple[World, str]:
+    """The world torchrun started this process in, and the device of this rank; alone if there is none.
+
+    Raises UserError if the other processes cannot be reached.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return ALONE, device
+    rank = int(os.environ["RANK"])
+    if device == "auto" and torch.cuda.is_available():
+        device = "cuda"
+    if device == "cuda":
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=_PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"cannot reach the other processes ({error}); start them with torchrun") from error
+    signal.signal(signal.SIGTERM, _stopped)  # torchrun stops the others when one of its processes dies
+    return World(rank, size), device
+
+
+def leave() -> None:
+    """Take part in the world no more."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _stopped(number: int, frame: FrameType | None) -> None:
+    report_loss()
+    os._exit(1)
+
+
+def report_loss() -> None:
+    """Print that a process was lost, once on each machine: whichever rank is first creates the marker."""
+    import tempfile
+
+    run = f"{os.environ.get('TORCHELASTIC_RUN_ID', 'run')}-{os.environ.get('MASTER_PORT', '0')}-{os.getppid()}"
+    marker = os.path.join(tempfile.gettempdir(), f"longscan-lost-{run}")
+    try:
+        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    print(f"Error: {LOST}", file=sys.stderr, flush=True)
