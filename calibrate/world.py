@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -93,25 +94,24 @@ def join(device: str) -> tuple[World, str]:
     return World(rank, size), device
 
 
-def leave() -> None:
-    """Take part in the world no more."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def _stopped(number: int, frame: FrameType | None) -> None:
-    report_loss()
+    complain(LOST)
     os._exit(1)
 
 
-def report_loss() -> None:
-    """Print that a process was lost, once on each machine: whichever rank is first creates the marker."""
-    import tempfile
+def is_loss(error: BaseException) -> bool:
+    """Whether a collective failed because another process is gone."""
+    return dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error).lower())
 
-    run = f"{os.environ.get('TORCHELASTIC_RUN_ID', 'run')}-{os.environ.get('MASTER_PORT', '0')}-{os.getppid()}"
-    marker = os.path.join(tempfile.gettempdir(), f"longscan-lost-{run}")
-    try:
-        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return
-    print(f"Error: {LOST}", file=sys.stderr, flush=True)
+
+def complain(message: str) -> None:
+    """One `Error:` line on stderr; of several processes on a machine only the first to fail prints its own."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        run = f"{os.environ['TORCHELASTIC_RUN_ID']}-{os.environ.get('MASTER_PORT', '0')}-{os.getppid()}"
+        try:
+            os.close(os.open(os.path.join(tempfile.gettempdir(), f"longscan-failed-{run}"), os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+        except OSError:
+            pass  # no place for the marker: better said twice than not at all
+    print(f"Error: {message}", file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from ...runtime import CheckpointError, SidecarError
 from ...runtime.plan import METHODS as RUNTIME_METHODS
 from ..errors import UserError, first_line
 from ..lengths import parse_lengths
+from ..world import LOST, complain, is_loss
 
 METHODS = ("auto", *RUNTIME_METHODS)
 
@@ -30,6 +32,9 @@ class Commands(click.Group):
         except MemoryError:
             fail("out of memory; give a smaller measure.batch_tokens in the recipe, or shorter --lengths")
         except RuntimeError as error:
+            if is_loss(error):
+                complain(LOST)
+                os._exit(1)  # the other processes cannot be waited for
             if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
                 raise
             fail("out of memory; give a smaller measure.batch_tokens in the recipe, or shorter --lengths")
@@ -46,7 +51,7 @@ class Commands(click.Group):
 
 
 def fail(message: str) -> None:
-    click.echo(f"Error: {message}", err=True)
+    complain(message)
     raise click.exceptions.Exit(1)
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import click
 
 from ...runtime import load
+from ..console import hush
 from ..errors import UserError
+from ..world import join
 from .group import METHODS, cli, json_option, lengths_callback, model_options, place_options
 
 
@@ -47,7 +49,10 @@ def run(
     resume: bool,
     as_json: bool,
 ) -> None:
-    """Calibrate a model and write its sidecar."""
+    """Calibrate a model and write its sidecar.
+
+    Under `torchrun --nproc-per-node K -m longscan.calibrate run ...` K processes share the work, to the same sidecar.
+    """
     from ..published import recipe_train_length
     from ..recipe import load_recipe, recipe_for_model
     from ..run import Options, calibrate
@@ -56,6 +61,9 @@ def run(
     out = out or Path(f"{Path(model).name}.longscan.safetensors")
     if not (out.parent.is_dir()):
         raise UserError(f"no folder {out.parent}; create it or give another --out")
+    world, device = join(device)
+    if world.rank:
+        hush()
     lm = load(model, device=device, dtype=dtype, revision=revision)
     L = train_length or recipe_train_length(recipe, lm.source.name) or lm.config.train_length
     if L is None:
@@ -72,7 +80,9 @@ def run(
         workdir=workdir or out.with_name(out.name + ".work"),
         resume=resume,
     )
-    found = calibrate(lm, recipe, options)
+    found = calibrate(lm, recipe, options, world)
+    if world.rank:
+        return
     found.sidecar.write(out)
     document = {
         "sidecar": str(out),

@@ -1,0 +1,74 @@
+"""Several processes share a run: the same sidecar, and a clear end when one of them is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--master-port", "0"]
+
+
+def start(ranks: int, arguments: list[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [*TORCHRUN, "--standalone", "--nproc-per-node", str(ranks), "-m", "longscan.calibrate", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_run, tmp_path_factory) -> bytes:
+    out = tmp_path_factory.mktemp("alone") / "alone.safetensors"
+    process = start(1, [*tiny_run, "--out", str(out)])
+    assert process.wait(300) == 0, process.communicate()[1]
+    return out.read_bytes()
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_any_number_of_ranks_gives_the_same_bytes(ranks, tiny_run, alone, tmp_path):
+    out = tmp_path / "shared.safetensors"
+    process = start(ranks, [*tiny_run, "--out", str(out), "--json"])
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert out.read_bytes() == alone
+    assert json.loads(stdout)["sidecar"] == str(out)  # exactly one document: rank 0 speaks
+
+
+def children(parent: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the ranks through /proc")
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_rank_ends_the_run_with_one_clear_error(lost, tiny_run, alone, tmp_path):
+    out, work = tmp_path / "shared.safetensors", tmp_path / "work"
+    arguments = [*tiny_run, "--out", str(out), "--workdir", str(work)]
+    process = start(2, arguments)
+    journal = work / "journal.jsonl"
+    while not (journal.exists() and journal.read_text().count("\n") > 4):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    os.kill(children(process.pid)[lost], signal.SIGKILL)
+    began = time.monotonic()
+    _, stderr = process.communicate(timeout=90)
+    assert time.monotonic() - began < 60
+    assert process.returncode != 0 and not out.exists()
+    ours = [line for line in stderr.splitlines() if line.startswith("Error:")]
+    assert ours == ["Error: a process of this run was lost; run the same command again to go on from its journal"]
+    entries = [json.loads(line) for line in journal.read_text().splitlines()]  # whole lines only
+    assert "run" in entries[0]
+    again = start(2, arguments)
+    stderr = again.communicate(timeout=300)[1]
+    assert again.returncode == 0 and "going on from" in stderr
+    assert out.read_bytes() == alone
+
+
+def test_a_wrong_input_is_reported_once(tiny_run, tmp_path):
+    process = start(2, [*tiny_run, "--out", str(tmp_path / "a.safetensors"), "--lengths", "32"])
+    stderr = process.communicate(timeout=120)[1]
+    assert process.returncode != 0 and stderr.count("Error: length 32 is not above the training length 64") == 1
