@@ -91,7 +91,7 @@ def available(lm: LM, lengths: Sequence[int]) -> tuple[str, ...]:
             return False
         return True
 
-    return tuple(method for method in ("none", "filter", "decimate", "both", "auto") if works(method))
+    return tuple(method for method in ("none", "filter", "decimate", "both", "scale", "auto") if works(method))
 
 
 def _perplexity(lm: LM, documents: Sequence[Tensor], request: Request) -> list[dict[str, Any]]:
@@ -177,6 +177,7 @@ def _row(
         "length": length,
         "method": method,
         "resolved_method": plan.method,
+        "extrapolated": plan.extrapolated,
         "value": round(value, 6),
         "stderr": None if error is None else round(error, 6),
         "windows": n,

@@ -221,7 +221,7 @@ def test_generate_needs_one_prompt(folder):
 
 
 def test_control_c_ends_with_130(folder, text, tmp_path, monkeypatch):
-    monkeypatch.setattr("longscan.calibrate.run.measure", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    monkeypatch.setattr("longscan.calibrate.run.measured", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     result = call("run", "--model", folder, "--texts", text, "--train-length", 64, "--lengths", 128,
                   "--out", tmp_path / "x.st", code=130)  # fmt: skip
     assert result.stderr.strip().splitlines()[-1].startswith("Error: interrupted")
