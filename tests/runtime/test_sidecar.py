@@ -65,7 +65,7 @@ def test_look_up_rules():
     assert look_up(at, table, 16, "nearest").tolist() == [0.0, 4.0]
     assert look_up(at, table, 5).tolist() == [0.0, 1.0] and look_up(at, table, 99).tolist() == [2.0, 0.0]
     assert look_up(at, table, 99, "nearest").tolist() == [2.0, 0.0]
-    assert look_up(at[:2], table[:2] + 1, 40).tolist() == pytest.approx([1.0, 12.5])  # 2 ... 5 over an octave: 12.5 one further
+    assert look_up(at[:2], table[:2] + 1, 40).tolist() == pytest.approx([1.0, 12.5])  # 5/2 an octave
 
 
 def test_score_weights(sidecar):
