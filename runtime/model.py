@@ -39,14 +39,14 @@ def load(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     backend: str = "auto",
-    filter_decode: bool = False,
+    filter_decode: bool = True,
 ) -> LM:
     """Load a Mamba-1 language model and, if given, its sidecar.
 
     model: `demo`, a local folder, or a Hub id, in the state-spaces or the transformers layout
     sidecar: a file, a Hub id or a Sidecar; None is the plain model
     dtype: "auto" is float32 on a CPU and bfloat16 on a GPU; the SSM state is float32 in both
-    filter_decode: filter generated tokens too, with the sidecar's g at the length reached
+    filter_decode: filter generated tokens too, with the sidecar's g at the length reached; False as published
 
     Raises CheckpointError (model files) and SidecarError (sidecar malformed, or made for another model).
     """
@@ -96,7 +96,7 @@ class LM:
         weights: Weights,
         sidecar: Sidecar | None,
         backend: str,
-        filter_decode: bool = False,
+        filter_decode: bool = True,
     ):
         self.source, self.config, self.weights, self.backend = source, config, weights, backend
         self.sidecar, self.filter_decode = sidecar, filter_decode
@@ -204,8 +204,8 @@ class LM:
     def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:
         """One token a row: token (B,) int64 -> logits (B, V) float32 and the state, updated in place.
 
-        Unfiltered, as published, unless the model was loaded with `filter_decode`: then each token is filtered with
-        g at the length reached, by the method the prompt was read with.
+        With a sidecar each token is filtered with g at the length reached, by the method the prompt was read with;
+        unfiltered, as published, if the model was loaded with filter_decode=False.
         Raises ValueError while a promised prompt is unfinished.
         """
         if is_open(state):
