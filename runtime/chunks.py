@@ -9,20 +9,20 @@ import torch
 from .weights import Weights
 
 _SHARE = 32  # of the device's memory
-_MOST = {"cpu": 64 * 2**20, "cuda": 2**30}  # bytes; more makes nothing faster
-_FEWEST = 64  # tokens; fewer waste the matrix products
+_MOST = {"cpu": 16 * 2**20, "cuda": 2**30}  # bytes; more makes nothing faster
+_FEWEST = 512  # tokens over all rows; fewer waste the matrix products
 
 
 def pick_chunk(weights: Weights, batch: int) -> int:
-    """Tokens a row and pass: a power of two whose activations fit in a small share of the device's memory.
+    """Tokens a row and pass: a power of two whose activations fill a small share of the device's memory.
 
     The device's whole memory counts, not what is free of it, so that the same kind of machine reads a prompt in the
     same chunks, to the same bits. Where less is free, the chunk halves itself.
     """
     device = weights.embedding.device
     budget = min(_memory(device) // _SHARE, _MOST.get(device.type, _MOST["cpu"]))
-    fits = budget // (bytes_a_token(weights) * batch)
-    return max(_FEWEST, 1 << max(0, fits.bit_length() - 1))
+    fits = max(budget // bytes_a_token(weights), _FEWEST) // batch
+    return 1 << max(0, fits.bit_length() - 1)
 
 
 def _memory(device: torch.device) -> int:

@@ -100,10 +100,12 @@ def run_layers(
         if mask is not None:
             raise ValueError("padded rows cannot be decimated in one batch; prefill rows of equal length together")
         score = token_scores(tokens.delta, layer.dt_bias, weight=plan.score_weight, backend=backend)
-        survivors = merge(state.reservoirs.pop(i, None), tokens._replace(score=score), plan.keep, protected)
+        waiting = state.reservoirs.pop(i, ())
+        waiting = merge(waiting, tokens._replace(score=score), plan.keep, protected, final=final)
         if not final:
-            state.reservoirs[i] = survivors
+            state.reservoirs[i] = waiting
             return Stream(stream.residual[:, :0], stream.positions[:, :0], None)
+        (survivors,) = waiting
         K = survivors.score.shape[1]
         size = piece or K
         streams = []

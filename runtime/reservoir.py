@@ -1,18 +1,21 @@
 """Decimation as a running selection: the tokens that may still survive, merged chunk by chunk.
 
 A token that is not among the n best of the tokens up to now will not be among the n best of more tokens, and ties
-go to the earlier token at every merge as they do in one global selection. So keeping the n best so far and the last
-r, and selecting again from these and the newcomers, ends with exactly what one selection over the whole prompt keeps.
+go to the earlier token at every selection as they do in one global selection. So keeping the n best so far and the
+last r, and selecting again from these and the newcomers, ends with exactly what one selection over the whole prompt
+keeps. Newcomers wait until they are as many as the survivors: memory stays O(P + chunk), and each token is copied a
+constant number of times, however small the chunks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .plan import kept
+from .plan import MIN_KEEP, kept
 
 
 class Tokens(NamedTuple):
@@ -48,16 +51,26 @@ def select(score: Tensor, keep: int, protected: int) -> Tensor:
     return torch.cat([best, last], dim=1)
 
 
-def merge(before: Tokens | None, new: Tokens, keep: int, protected: int) -> Tokens:
-    """The survivors among the tokens kept before and the `new` ones that follow them: at most n + r a row.
+def merge(
+    waiting: Sequence[Tokens], new: Tokens, keep: int, protected: int, *, final: bool = False
+) -> tuple[Tokens, ...]:
+    """What waits after the `new` tokens, pieces in time order: never more than 2 (n + r) + L tokens of L newcomers.
 
-    Where nothing was kept before and nothing is dropped, the result is `new` itself.
+    After the prompt's `final` tokens it is one piece: the survivors, n + r of them (fewer if so few came).
     """
-    tokens = new if before is None else Tokens(*(torch.cat(pair, 1) for pair in zip(before, new)))
+    pieces = (*waiting, new)
+    if not final and sum(piece.score.shape[1] for piece in pieces) <= 2 * (max(keep, MIN_KEEP) + protected):
+        return pieces
+    tokens = concatenate(pieces)
     if kept(tokens.score.shape[1], keep, protected) + protected >= tokens.score.shape[1]:
-        return tokens
+        return (tokens,)
     index = select(tokens.score, keep, protected)
-    return Tokens(*(_gather(t, index) for t in tokens))
+    return (Tokens(*(_gather(t, index) for t in tokens)),)
+
+
+def concatenate(pieces: Sequence[Tokens]) -> Tokens:
+    """Pieces that follow one another, as one."""
+    return pieces[0] if len(pieces) == 1 else Tokens(*(torch.cat(same, 1) for same in zip(*pieces)))
 
 
 def _gather(t: Tensor, index: Tensor) -> Tensor:

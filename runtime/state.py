@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .files import save_tensors
 from .plan import Plan
-from .reservoir import Tokens
+from .reservoir import Tokens, concatenate
 
 
 @dataclass
@@ -27,7 +27,7 @@ class State:
     total: the `total_length` promised to an unfinished prompt (math.inf: open-ended), else None
     protected: r of that prompt
     method: what the last prefill was asked for, "auto" or a forced method
-    reservoirs: by decimating layer, the tokens of an unfinished prompt that may still survive
+    reservoirs: by decimating layer, the tokens of an unfinished prompt that may still survive, in pieces
     fingerprint, sidecar: of the model the state belongs to, and of the sidecar it was read with ("" = none)
     """
 
@@ -38,7 +38,7 @@ class State:
     total: float | None = None
     protected: int = 1
     method: str = "auto"
-    reservoirs: dict[int, Tokens] = field(default_factory=dict)
+    reservoirs: dict[int, tuple[Tokens, ...]] = field(default_factory=dict)
     fingerprint: str = ""
     sidecar: str = ""
 
@@ -70,7 +70,7 @@ class State:
         """An independent copy of some rows of the batch, in the given order."""
         at = torch.tensor(list(index), dtype=torch.int64, device=self.length.device)
         plan = tuple(self.plan[i] for i in index) if isinstance(self.plan, tuple) else self.plan
-        waiting = {layer: tokens.rows(at) for layer, tokens in self.reservoirs.items()}
+        waiting = {layer: tuple(piece.rows(at) for piece in pieces) for layer, pieces in self.reservoirs.items()}
         return replace(
             self, conv=self.conv[:, at], ssm=self.ssm[:, at], length=self.length[at], plan=plan, reservoirs=waiting
         )
@@ -88,8 +88,9 @@ class State:
             "sidecar_sha256": self.sidecar,
         }
         tensors = {"conv": self.conv, "ssm": self.ssm, "length": self.length}
-        for layer, tokens in self.reservoirs.items():
-            tensors |= {f"reservoirs.{layer}.{name}": t for name, t in tokens._asdict().items()}
+        for layer, pieces in self.reservoirs.items():
+            waiting = concatenate(pieces)._asdict()
+            tensors |= {f"reservoirs.{layer}.{name}": t for name, t in waiting.items()}
         save_tensors(Path(path), tensors, meta)
 
 
@@ -129,6 +130,6 @@ def read_state(path: str | Path, fingerprint: str, sidecar: str, device: torch.d
         raise ValueError(f"{path} is not a complete state ({error!r}); save the state again") from error
 
 
-def _reservoirs(tensors: dict[str, Tensor]) -> dict[int, Tokens]:
+def _reservoirs(tensors: dict[str, Tensor]) -> dict[int, tuple[Tokens, ...]]:
     layers = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("reservoirs.")})
-    return {i: Tokens(*(tensors[f"reservoirs.{i}.{name}"] for name in Tokens._fields)) for i in layers}
+    return {i: (Tokens(*(tensors[f"reservoirs.{i}.{name}"] for name in Tokens._fields)),) for i in layers}

@@ -50,12 +50,13 @@ def test_running_selection_is_the_global_one_ties_included(data):
     keep, r = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 9))
     seed = data.draw(st.integers(0, 999))
     score = torch.randint(0, 4, (2, L), generator=torch.Generator().manual_seed(seed)).float()  # nearly all are ties
-    whole, tokens, start = tokens_of(score), None, 0
+    whole, waiting, start = tokens_of(score), (), 0
     while start < L:
         stop = min(L, start + data.draw(st.integers(1, 50)))
-        tokens = merge(tokens, whole.part(start, stop), keep, r)
-        assert tokens.score.shape[1] <= max(keep, 20) + r
+        waiting = merge(waiting, whole.part(start, stop), keep, r, final=stop == L)
+        assert sum(piece.score.shape[1] for piece in waiting) <= 2 * (max(keep, 20) + r)
         start = stop
+    (tokens,) = waiting
     wanted = select(score, keep, r)
     assert torch.equal(tokens.positions, wanted)
     assert torch.equal(tokens.x[:, :, 0].long(), wanted) and torch.equal(tokens.score, score.gather(1, wanted))
@@ -100,7 +101,7 @@ def test_a_waiting_prompt_can_be_saved_and_branched(oracles, ids, tmp_path):
     lm = oracles[1]
     whole = lm.prefill(ids)
     first = lm.prefill(ids[:, :50], total_length=64).state
-    assert 0 < first.reservoirs[0].score.shape[1] <= 41
+    assert set(first.reservoirs) == {0} and 41 <= sum(t.score.shape[1] for t in first.reservoirs[0]) <= 82
     first.save(tmp_path / "half.safetensors")
     branch = first.clone()
     lm.prefill(ids[:, :14], state=branch)  # another end; `first` must not notice
@@ -158,13 +159,13 @@ def test_other_errors_and_single_tokens_are_not_retried(lm, ids, monkeypatch):
 
 def test_the_chunk_comes_from_the_models_shape(plain, monkeypatch):
     chunk = pick_chunk(plain.weights, 1)
-    assert chunk & (chunk - 1) == 0 and 2**14 <= chunk * bytes_a_token(plain.weights) <= 64 * 2**20
+    assert chunk & (chunk - 1) == 0 and 2**14 <= chunk * bytes_a_token(plain.weights) <= 2**24
     assert pick_chunk(plain.weights, 4) == chunk // 4
-    monkeypatch.setattr("longscan.runtime.chunks._memory", lambda device: 2**20)
-    assert pick_chunk(plain.weights, 4) == 64
+    monkeypatch.setattr("longscan.runtime.chunks._memory", lambda device: 2**20)  # a very small machine
+    assert pick_chunk(plain.weights, 4) == 128 and pick_chunk(plain.weights, 10**6) == 1
     limited = Limited(monkeypatch, 10**9, MemoryError())
-    plain.prefill(torch.zeros(4, 200, dtype=torch.int64))
-    assert limited.tries == [64, 64, 64, 8]
+    plain.prefill(torch.zeros(4, 300, dtype=torch.int64))
+    assert limited.tries == [128, 128, 44]
 
 
 def test_calls_report_what_they_read(lm, ids):
