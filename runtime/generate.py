@@ -29,6 +29,7 @@ class Generation:
     prompt_tokens: int = 0
     read: int = 0
     made: int = 0
+    steps: int = 0  # passes through the model after the prompt's
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     interrupted: bool = False  # by Ctrl-C
@@ -173,6 +174,7 @@ def _tokens(
         if len(going) < len(alive):
             state, alive = state.rows(going), [alive[k] for k in going]
         logits, state = lm.step(torch.tensor([row[b] for b in alive], device=device), state)
+        watch.steps += 1
         watch.decode_seconds += time.perf_counter() - began
 
 
