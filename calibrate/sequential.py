@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels import token_scores
-from ..runtime.forward import embed, run_layers, select
+from ..runtime.forward import embed, run_layers
 from ..runtime.model import LM
 from ..runtime.observer import ScanInputs
 from ..runtime.plan import PLAIN, LayerPlan
+from ..runtime.reservoir import select
 from ..runtime.sidecar import canonical
 from .channels import global_channels, score_weights
 from .journal import Journal

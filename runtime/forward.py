@@ -24,7 +24,8 @@ from torch import Tensor
 from ..kernels import causal_conv1d, selective_scan, selective_step, token_scores
 from .config import ModelConfig
 from .observer import Observer, ScanInputs
-from .plan import LayerPlan, kept
+from .plan import PLAIN, LayerPlan
+from .reservoir import Tokens, merge
 from .state import State
 from .weights import Layer, Weights
 
@@ -67,18 +68,6 @@ def _project(layer: Layer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return F.linear(low_rank, layer.dt_proj), B, C
 
 
-def select(score: Tensor, keep: int, protected: int) -> Tensor:
-    """Positions (B, n + r) ascending: the n best-scored of the first L - r tokens, then the last r.
-
-    Ties go to the earlier token. score: (B, L) float32.
-    """
-    L = score.shape[1]
-    n, r = kept(L, keep, protected), min(protected, L)
-    best = score[:, : L - r].sort(dim=1, descending=True, stable=True).indices[:, :n].sort(dim=1).values
-    last = torch.arange(L - r, L, device=score.device).expand(score.shape[0], r)
-    return torch.cat([best, last], dim=1)
-
-
 def run_layers(
     weights: Weights,
     config: ModelConfig,
@@ -91,60 +80,98 @@ def run_layers(
     stop: int | None = None,
     observer: Observer | None = None,
     backend: str = "auto",
+    final: bool = True,
+    piece: int | None = None,
 ) -> Stream:
-    """Layers first ... stop - 1 over a chunk. `state` is updated in place; `plans` has one entry a layer."""
-    for i in range(first, len(weights.layers) if stop is None else stop):
-        stream = _layer(weights.layers[i], i, config, stream, state, plans[i], protected, observer, backend)
+    """Layers first ... stop - 1 over a chunk. `state` is updated in place; `plans` has one entry a layer.
+
+    A decimating layer passes nothing on until the prompt's last chunk (`final`) has entered it: its candidates wait
+    in `state.reservoirs`. Then it scans the survivors and passes them on as a shorter stream, `piece` tokens at a time
+    (None: at once), so that the layers above never hold more than that.
+    """
+    stop = len(weights.layers) if stop is None else stop
+    for i in range(first, stop):
+        layer = weights.layers[i]
+        mask = stream.mask
+        plan, tokens = _scan_inputs(layer, i, config, stream, state, plans[i], observer, backend)
+        if plan.keep is None:
+            stream = _scan(layer, i, tokens, mask, plan, state, backend)
+            continue
+        if mask is not None:
+            raise ValueError("padded rows cannot be decimated in one batch; prefill rows of equal length together")
+        score = token_scores(tokens.delta, layer.dt_bias, weight=plan.score_weight, backend=backend)
+        waiting = state.reservoirs.pop(i, ())
+        waiting = merge(waiting, tokens._replace(score=score), plan.keep, protected, final=final)
+        if not final:
+            state.reservoirs[i] = waiting
+            return Stream(stream.residual[:, :0], stream.positions[:, :0], None)
+        (survivors,) = waiting
+        K = survivors.score.shape[1]
+        size = piece or K
+        streams = []
+        for start in range(0, K, size):
+            short = _scan(layer, i, survivors.part(start, start + size), None, plan, state, backend)
+            streams.append(
+                run_layers(
+                    weights, config, short, state, plans, protected=protected, first=i + 1, stop=stop,
+                    observer=observer, backend=backend, final=start + size >= K, piece=piece,
+                )
+            )  # fmt: skip
+        return join(streams)
     return stream
 
 
-def _layer(
+def _scan_inputs(
     layer: Layer,
     i: int,
     config: ModelConfig,
     stream: Stream,
     state: State,
     plan: LayerPlan,
-    protected: int,
     observer: Observer | None,
     backend: str,
-) -> Stream:
-    mask = stream.mask
+) -> tuple[LayerPlan, Tokens]:
+    """Everything before the scan; the tokens are not scored yet (their `score` is empty)."""
     hidden = norm(stream.residual, layer.norm, layer.norm_bias, config, layer.in_proj.dtype)
     x, z = F.linear(hidden, layer.in_proj, layer.in_bias).chunk(2, dim=-1)
-    x, conv = causal_conv1d(x, layer.conv, layer.conv_bias, state.conv[i], mask, backend=backend)
+    x, conv = causal_conv1d(x, layer.conv, layer.conv_bias, state.conv[i], stream.mask, backend=backend)
     state.conv[i] = conv
     delta, B, C = _project(layer, x)
     if observer is not None:
-        plan = observer.observe(i, ScanInputs(layer, plan, x, delta, B, C, mask)) or plan
+        plan = observer.observe(i, ScanInputs(layer, plan, x, delta, B, C, stream.mask)) or plan
+    return plan, Tokens(delta.new_empty(0), stream.positions, stream.residual, x, delta, B, C, z)
 
-    index = None
-    if plan.keep is not None and kept(x.shape[1], plan.keep, protected) + protected < x.shape[1]:
-        score = token_scores(delta, layer.dt_bias, mask=mask, weight=plan.score_weight, backend=backend)
-        index = select(score, plan.keep, protected)
+
+def _scan(
+    layer: Layer, i: int, tokens: Tokens, mask: Tensor | None, plan: LayerPlan, state: State, backend: str
+) -> Stream:
+    """The scan and what follows it, over tokens in time order."""
     y, ssm = selective_scan(
-        x,
-        delta,
+        tokens.x,
+        tokens.delta,
         layer.A,
-        B,
-        C,
+        tokens.B,
+        tokens.C,
         layer.D,
-        z,
+        tokens.z,
         delta_bias=layer.dt_bias,
         threshold=plan.threshold,
         scale=plan.scale,
-        index=index,
         mask=mask,
         initial_state=state.ssm[i],
         backend=backend,
     )
     state.ssm[i] = ssm
-    residual, positions = stream.residual, stream.positions
-    if index is not None:  # the residual stream is shortened with the scan
-        residual = residual.gather(1, index[:, :, None].expand(-1, -1, residual.shape[2]))
-        positions = positions.gather(1, index)
-        mask = None if mask is None else mask.gather(1, index)
-    return Stream(residual + F.linear(y, layer.out_proj, layer.out_bias), positions, mask)
+    residual = tokens.residual + F.linear(y, layer.out_proj, layer.out_bias)
+    return Stream(residual, tokens.positions, mask)
+
+
+def join(streams: Sequence[Stream]) -> Stream:
+    """Streams that follow one another, as one."""
+    if len(streams) == 1:
+        return streams[0]
+    mask = None if streams[0].mask is None else torch.cat([s.mask for s in streams if s.mask is not None], 1)
+    return Stream(torch.cat([s.residual for s in streams], 1), torch.cat([s.positions for s in streams], 1), mask)
 
 
 def logits(weights: Weights, config: ModelConfig, residual: Tensor) -> Tensor:
@@ -154,12 +181,23 @@ def logits(weights: Weights, config: ModelConfig, residual: Tensor) -> Tensor:
     return out if out.dtype == torch.float64 else out.float()
 
 
-def step_layers(weights: Weights, config: ModelConfig, token: Tensor, state: State, backend: str = "auto") -> Tensor:
-    """One token a row, (B,) -> logits (B, V); the recurrent form of the same equations. Updates `state` in place."""
+def step_layers(
+    weights: Weights,
+    config: ModelConfig,
+    token: Tensor,
+    state: State,
+    backend: str = "auto",
+    plans: Sequence[LayerPlan] | None = None,
+) -> Tensor:
+    """One token a row, (B,) -> logits (B, V); the recurrent form of the same equations. Updates `state` in place.
+
+    plans: one a layer, of which only filter and scale matter here; None = unfiltered.
+    """
     residual = F.embedding(token, weights.embedding)
     if config.residual_in_fp32 and residual.dtype != torch.float64:
         residual = residual.float()
     for i, layer in enumerate(weights.layers):
+        plan = PLAIN if plans is None else plans[i]
         hidden = norm(residual, layer.norm, layer.norm_bias, config, layer.in_proj.dtype)
         x, z = F.linear(hidden, layer.in_proj, layer.in_bias).chunk(2, dim=-1)
         window = torch.cat([state.conv[i], x[:, :, None]], dim=2)  # (B, D, W)
@@ -167,6 +205,9 @@ def step_layers(weights: Weights, config: ModelConfig, token: Tensor, state: Sta
         x = (window * layer.conv).sum(-1)
         x = F.silu(x if layer.conv_bias is None else x + layer.conv_bias)
         delta, B, C = _project(layer, x)
-        y = selective_step(state.ssm[i], x, delta, layer.A, B, C, layer.D, z, delta_bias=layer.dt_bias, backend=backend)
+        y = selective_step(
+            state.ssm[i], x, delta, layer.A, B, C, layer.D, z,
+            delta_bias=layer.dt_bias, threshold=plan.threshold, scale=plan.scale, backend=backend,
+        )  # fmt: skip
         residual = residual + F.linear(y, layer.out_proj, layer.out_bias)
     return logits(weights, config, residual)

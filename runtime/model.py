@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -11,12 +11,16 @@ import torch
 from torch import Tensor
 
 from .config import ModelConfig
+from .digest import digest
 from .errors import CheckpointError
 from .forward import step_layers
-from .generate import generate_ids, generate_text
+from .generate import generate_batch, generate_ids, generate_text, is_batch
+from .growth import Growth
 from .observer import Observer
 from .plan import Plan
 from .prefill import Output, is_open, prefill
+from .prompts import Ids, as_batch, check_ids
+from .rows import prefill_by_length
 from .sidecar import Sidecar
 from .source import Source, locate
 from .state import State, read_state
@@ -35,12 +39,14 @@ def load(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     backend: str = "auto",
+    filter_decode: bool = True,
 ) -> LM:
     """Load a Mamba-1 language model and, if given, its sidecar.
 
     model: `demo`, a local folder, or a Hub id, in the state-spaces or the transformers layout
     sidecar: a file, a Hub id or a Sidecar; None is the plain model
     dtype: "auto" is float32 on a CPU and bfloat16 on a GPU; the SSM state is float32 in both
+    filter_decode: filter generated tokens too, with the sidecar's g at the length reached; False as published
 
     Raises CheckpointError (model files) and SidecarError (sidecar malformed, or made for another model).
     """
@@ -54,7 +60,7 @@ def load(
     side = sidecar if sidecar is None or isinstance(sidecar, Sidecar) else Sidecar.read(sidecar)
     if side is not None:
         side.check_model(weights.fingerprint, source.name)
-    return LM(source, config, weights, side, backend)
+    return LM(source, config, weights, side, backend, filter_decode)
 
 
 def pick_device(device: str) -> torch.device:
@@ -83,9 +89,17 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 class LM:
     """A model with its sidecar. Build it with `load`."""
 
-    def __init__(self, source: Source, config: ModelConfig, weights: Weights, sidecar: Sidecar | None, backend: str):
+    def __init__(
+        self,
+        source: Source,
+        config: ModelConfig,
+        weights: Weights,
+        sidecar: Sidecar | None,
+        backend: str,
+        filter_decode: bool = True,
+    ):
         self.source, self.config, self.weights, self.backend = source, config, weights, backend
-        self.sidecar = sidecar
+        self.sidecar, self.filter_decode = sidecar, filter_decode
 
     @property
     def device(self) -> torch.device:
@@ -109,12 +123,20 @@ class LM:
         conv = torch.zeros(n_layer, batch, w.d_inner, w.d_conv - 1, dtype=w.embedding.dtype, device=device)
         ssm = torch.zeros(n_layer, batch, w.d_inner, w.d_state, dtype=ssm_dtype, device=device)
         length = torch.zeros(batch, dtype=torch.int64, device=device)
-        return State(conv, ssm, length, Plan("none", 0), fingerprint=self.fingerprint)
+        return State(conv, ssm, length, Plan("none", 0), fingerprint=self.fingerprint, sidecar=self._digest)
+
+    @cached_property
+    def _digest(self) -> str:
+        return digest(self.sidecar)
+
+    @cached_property
+    def _growth(self) -> Growth | None:
+        return None if self.sidecar is None else Growth(self.sidecar, self.weights)
 
     @torch.inference_mode()
     def prefill(
         self,
-        ids: Tensor,
+        ids: Ids,
         *,
         state: State | None = None,
         total_length: float | None = None,
@@ -123,71 +145,108 @@ class LM:
         attention_mask: Tensor | None = None,
         logits_to_keep: int = 1,
         observer: Observer | None = None,
+        on_chunk: Callable[[int], None] | None = None,
     ) -> Output:
         """Read a prompt.
 
-        ids: (B, L) int64; attention_mask: (B, L), left padding only
+        ids: (B, L) int64, or a list of prompts of any lengths (1-D tensors or lists), which is padded on the left
+        attention_mask: (B, L), left padding only; each row has its own S, plan and thresholds
         state: go on from here (the given state is left as it was); None starts afresh
-        total_length: S of a prompt given in several calls; the first call fixes plan and S. math.inf: open-ended
-        chunk: tokens a pass through the layers; any value gives the same result, a small one saves memory
+        total_length: S of a prompt given in several calls; the first call fixes plan and S. math.inf: open-ended,
+            the filter follows the growing length
+        chunk: tokens a pass through the layers; any value gives the same result, a small one saves memory. None picks
+            one from the device's memory. A pass that runs out of memory is repeated with half as many
         method: "auto" (the sidecar's choice at S) or one to force; at or below the training length always "none"
         logits_to_keep: rows of logits wanted, counted from the end and safe from decimation; 0 = all still present
+        on_chunk: called after each pass with the tokens it read, over all rows
 
         Raises ValueError on ids, mask, chunk or total_length that make no sense, and SidecarError if the sidecar
         holds no tables for the forced method.
         """
-        ids = ids.to(self.device)
-        if state is not None and ids.dim() == 2 and state.batch != ids.shape[0]:
-            raise ValueError(f"ids have {ids.shape[0]} rows and the state {state.batch}; give one state row a prompt")
-        fresh = state is None
-        return prefill(
-            self.weights,
-            self.config,
-            self.sidecar,
-            ids,
-            self.new_state(ids.shape[0]) if state is None else state.clone(),
-            fresh=fresh,
-            total_length=total_length,
-            chunk=chunk,
-            method=method,
-            attention_mask=attention_mask,
-            logits_to_keep=logits_to_keep,
-            observer=observer,
-            backend=self.backend,
-        )
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk is {chunk}; give at least 1 token, or None to have one picked")
+        if logits_to_keep < 0:
+            raise ValueError(f"logits_to_keep is {logits_to_keep}; give 0 (all) or more")
+        batch, mask = as_batch(ids, attention_mask)
+        batch, mask = check_ids(batch.to(self.device), mask, self.weights.embedding.shape[0])
+        if state is not None and state.batch != batch.shape[0]:
+            raise ValueError(f"ids have {batch.shape[0]} rows and the state {state.batch}; give one state row a prompt")
+
+        def read(rows: Tensor, mask: Tensor | None, into: State) -> Output:
+            return prefill(
+                self.weights,
+                self.config,
+                self.sidecar,
+                rows,
+                mask,
+                into,
+                fresh=state is None,
+                total_length=total_length,
+                chunk=chunk,
+                method=method,
+                logits_to_keep=logits_to_keep,
+                observer=observer,
+                growth=self._growth,
+                on_chunk=on_chunk,
+                backend=self.backend,
+            )
+
+        if state is not None:
+            return read(batch, mask, state.clone())
+        if mask is not None and total_length is None and self._decimates(mask.sum(1).tolist(), method):
+            return prefill_by_length(batch, mask, lambda rows: read(rows, None, self.new_state(rows.shape[0])))
+        return read(batch, mask, self.new_state(batch.shape[0]))
+
+    def _decimates(self, lengths: Sequence[int], method: str) -> bool:
+        return self.sidecar is not None and any(self.sidecar.plan(n, method).decimate for n in lengths)
 
     @torch.inference_mode()
     def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:
         """One token a row: token (B,) int64 -> logits (B, V) float32 and the state, updated in place.
 
-        Steps are unfiltered, as published. Raises ValueError while a promised prompt is unfinished.
+        With a sidecar each token is filtered with g at the length reached, by the method the prompt was read with;
+        unfiltered, as published, if the model was loaded with filter_decode=False.
+        Raises ValueError while a promised prompt is unfinished.
         """
         if is_open(state):
             raise ValueError(f"the prompt of total_length {state.total} is not complete; prefill its last piece first")
         if token.shape != state.length.shape:
             raise ValueError(f"token has shape {tuple(token.shape)}, expected {tuple(state.length.shape)}")
-        logits = step_layers(self.weights, self.config, token.to(self.device), state, self.backend)
+        plans = self._growth.layer_plans(state) if self.filter_decode and self._growth is not None else None
+        logits = step_layers(self.weights, self.config, token.to(self.device), state, self.backend, plans)
         state.length += 1
         return logits, state
 
     @overload
-    def generate(self, prompt: str, max_new_tokens: int = ..., **o: object) -> Iterator[str]: ...
+    def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str, too
+        self, prompt: str, max_new_tokens: int = ..., **o: object
+    ) -> Iterator[str]: ...
     @overload
     def generate(self, prompt: Sequence[int] | Tensor, max_new_tokens: int = ..., **o: object) -> Iterator[int]: ...
+    @overload
+    def generate(self, prompt: Sequence[str], max_new_tokens: int = ..., **o: object) -> Iterator[list[str]]: ...
     def generate(self, prompt, max_new_tokens=128, **options):
         """Continue a prompt, piece by piece: str in, str out; ids in, ids out. Ends at EOS.
 
-        options: temperature 0.0 (greedy), top_k 0, top_p 1.0, seed None, stop () (strings or ids), method "auto",
-        chunk None. Raises ValueError on an empty prompt or impossible options.
+        A list of prompts (strings, or sequences of ids, of any lengths) is continued as one batch: each piece is a
+        list with one entry a row, "" (ids: None) where a row has nothing to give or has ended. Rows end on their own.
+
+        options: temperature 0.0 (greedy), top_k 0, top_p 1.0, min_p 0.0, repetition_penalty 1.0, seed None (row b of a
+        batch draws with seed + b), stop () (strings or ids), method "auto", chunk None, watch None (a Generation to
+        be kept up to date). Ctrl-C while it computes ends the generation with what was made; `watch.interrupted` tells.
+        Raises ValueError on an empty prompt or impossible options.
         """
+        if is_batch(prompt):
+            return generate_batch(self, prompt, max_new_tokens, **options)
         if isinstance(prompt, str):
             return generate_text(self, prompt, max_new_tokens, **options)
         return generate_ids(self, prompt, max_new_tokens, **options)
 
     def load_state(self, path: str | Path) -> State:
-        """Read a state written by State.save. Raises ValueError if it belongs to another model."""
-        state = read_state(path, self.fingerprint, self.device)
+        """Read a state written by State.save. Raises ValueError if it belongs to another model or sidecar."""
+        state = read_state(path, self.fingerprint, self._digest, self.device)
         expected = self.new_state(state.batch)
         if state.conv.shape != expected.conv.shape or state.ssm.shape != expected.ssm.shape:
             raise ValueError(f"{path} was saved by another model; load the model it belongs to")
+        state.conv, state.ssm = state.conv.to(expected.conv.dtype), state.ssm.to(expected.ssm.dtype)
         return state

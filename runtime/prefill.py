@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from .chunks import is_out_of_memory, pick_chunk
 from .config import ModelConfig
-from .forward import Stream, embed, logits, run_layers
+from .forward import Stream, embed, join, logits, run_layers
 from .observer import Observer
 from .plan import LayerPlan, Plan
 from .sidecar import Sidecar
 from .state import State
 from .weights import Weights
+
+if TYPE_CHECKING:
+    from .growth import Growth
+
+_log = logging.getLogger("longscan.runtime")
 
 
 @dataclass(frozen=True)
@@ -73,105 +82,118 @@ def _scales(plan: Plan, sidecar: Sidecar, layer: int) -> Tensor:
     return sidecar.scales(layer, plan.length)
 
 
-def check_ids(ids: Tensor, mask: Tensor | None, vocabulary: int) -> tuple[Tensor, Tensor | None]:
-    """Validate ids (B, L) and the left-padding mask; returns the mask as bool, or None if nothing is padded."""
-    if ids.dim() != 2 or ids.dtype != torch.int64:
-        raise ValueError(f"ids must be (B, L) int64, found {tuple(ids.shape)} {ids.dtype}; use torch.tensor([[...]])")
-    if ids.numel() == 0:
-        raise ValueError("the prompt is empty; give at least one token")
-    if int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
-        raise ValueError(f"token ids must lie in 0 ... {vocabulary - 1}; is this the model's own tokenizer?")
-    if mask is None:
-        return ids, None
-    if mask.shape != ids.shape:
-        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, expected {tuple(ids.shape)}")
-    mask = mask.to(ids.device).bool()
-    if (mask[:, 1:] < mask[:, :-1]).any() or not mask[:, -1].all():
-        raise ValueError("attention_mask must be left padding (0 ... 0 1 ... 1 in every row); pad on the left")
-    return ids, None if bool(mask.all()) else mask
-
-
 def prefill(
     weights: Weights,
     config: ModelConfig,
     sidecar: Sidecar | None,
     ids: Tensor,
+    mask: Tensor | None,
     state: State,
     *,
     fresh: bool,
     total_length: float | None,
     chunk: int | None,
     method: str,
-    attention_mask: Tensor | None,
     logits_to_keep: int,
     observer: Observer | None,
+    growth: Growth | None,
+    on_chunk: Callable[[int], None] | None,
     backend: str,
 ) -> Output:
-    """Read `ids` (B, L) into `state`, in place. See LM.prefill."""
-    ids, mask = check_ids(ids, attention_mask, weights.embedding.shape[0])
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk is {chunk}; give at least 1 token, or None for one chunk")
-    if logits_to_keep < 0:
-        raise ValueError(f"logits_to_keep is {logits_to_keep}; give 0 (all) or more")
+    """Read checked `ids` (B, L), left-padded where `mask` (B, L) says so, into `state`, in place. See LM.prefill."""
     L = ids.shape[1]
-    new = torch.full_like(state.length, L) if mask is None else mask.sum(1)
-    plans = _plans(sidecar, state, new, fresh, total_length, method, max(1, logits_to_keep))
-    decimates = any(plan.decimate for plan in plans)
-    if decimates and len(plans) > 1:
-        raise ValueError("rows of unequal length cannot be decimated in one batch; prefill them one by one")
-    if decimates and (min(chunk or L, L) < L or (state.total is not None and state.total > L)):
-        raise ValueError("decimation needs the whole prompt in one chunk; leave chunk out, or use method='filter'")
-
-    protected = state.protected
-    resolved = layer_plans(plans, sidecar, weights, protected)
-    size, pieces = chunk or L, []
-    for start in range(0, L, size):
-        part = slice(start, start + size)
+    plan_prompt(sidecar, ids, mask, state, fresh, total_length, method, max(1, logits_to_keep))
+    if chunk is None:  # an observer's sums must not depend on the machine's memory
+        chunk = L if observer is not None else pick_chunk(weights, ids.shape[0])
+    growing = growth if growth is not None and state.total is not None and math.isinf(state.total) else None
+    resolved = [] if growing else layer_plans(state.plans, sidecar, weights, state.protected)
+    start = 0
+    pieces: list[Stream] = []
+    while start < L:
+        stop = min(start + chunk, L)
+        if growing:
+            stop = min(stop, _next_change(growing, state, mask, start))
+            resolved = growing.layer_plans(state)
+        part = slice(start, stop)
         piece_mask = None if mask is None else mask[:, part]
-        stream = embed(weights, config, ids[:, part], state.length, piece_mask)
-        stream = run_layers(
-            weights, config, stream, state, resolved, protected=protected, observer=observer, backend=backend
-        )
-        state.length += ids[:, part].shape[1] if piece_mask is None else piece_mask.sum(1)
+        new = torch.full_like(state.length, stop - start) if piece_mask is None else piece_mask.sum(1)
+        final = stop == L and (state.total is None or bool((state.length + new >= state.total).all()))
+        before: State | None = state.clone()
+        try:
+            stream = embed(weights, config, ids[:, part], state.length, piece_mask)
+            stream = run_layers(
+                weights, config, stream, state, resolved, protected=state.protected, observer=observer,
+                backend=backend, final=final, piece=chunk,
+            )  # fmt: skip
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or observer is not None or stop - start == 1:
+                raise
+        else:
+            before = None
+        if before is not None:  # outside the handler, so that the failed pass's tensors are gone
+            state.restore(before)
+            chunk = (stop - start) // 2
+            _log.warning("out of memory at %d tokens a pass; going on with %d", stop - start, chunk)
+            if ids.device.type == "cuda":
+                torch.cuda.empty_cache()
+            continue
+        state.length += new
         pieces.append(stream)
         if logits_to_keep:  # keep no more residuals than the logits need
-            pieces = [_last(_join(pieces), logits_to_keep)]
-    stream = _join(pieces)
+            pieces = [_last(join(pieces), logits_to_keep)]
+        start = stop
+        if on_chunk is not None:
+            on_chunk(int(new.sum()))
+    stream = join(pieces)
     if state.total is not None and bool((state.length >= state.total).all()):
         state.total = None  # the promised prompt is complete
     return Output(logits(weights, config, stream.residual), stream.positions, state, state.plan)
 
 
-def _plans(
+def _next_change(growing: Growth, state: State, mask: Tensor | None, start: int) -> int:
+    """The column where the next row gets another g."""
+    pads = [0] * state.batch if mask is None else (~mask[:, start:]).sum(1).tolist()
+    return min(start + pad + growing.until(at) - at for pad, at in zip(pads, state.length.tolist()))
+
+
+def plan_prompt(
     sidecar: Sidecar | None,
+    ids: Tensor,
+    mask: Tensor | None,
     state: State,
-    new: Tensor,
     fresh: bool,
     total_length: float | None,
     method: str,
     protected: int,
-) -> tuple[Plan, ...]:
-    """The plan (or one a row) for this call; notes plan, total and r in the state."""
+) -> None:
+    """Decide the plan (or one a row) for this call; notes it, the method, the total and r in the state."""
+    new = torch.full_like(state.length, ids.shape[1]) if mask is None else mask.sum(1)
+    reached = (state.length + new).tolist()
     if state.total is not None:  # a promised prompt goes on: its first piece decided
         if total_length is not None and total_length != state.total:
             raise ValueError(f"total_length was {state.total} at the first piece and is {total_length} now")
-        if int((state.length + new).max()) > state.total:
+        if max(reached) > state.total:
             raise ValueError(f"this piece passes total_length {state.total}; start a new call without total_length")
-        return state.plan if isinstance(state.plan, tuple) else (state.plan,)
-    reached = (state.length + new).tolist()
+        if state.reservoirs and mask is not None:
+            raise ValueError("pieces of a decimated prompt must be equally long in all rows; prefill rows one by one")
+        return
     if total_length is not None:
         if total_length < max(reached):
             raise ValueError(f"total_length {total_length} is less than the {max(reached)} tokens given")
         reached = [total_length]
-        state.total = total_length
-    state.protected = protected
     reached = reached if len(set(reached)) > 1 else reached[:1]
-    plans = tuple(_plan(sidecar, length, method, fresh) for length in reached)
+    plans = tuple(plan_at(sidecar, length, method, fresh) for length in reached)
+    if mask is not None and any(plan.decimate for plan in plans):
+        raise ValueError(
+            "rows of unequal length cannot share one total_length where it decimates; leave total_length out, "
+            "prefill them one by one, or use method='filter'"
+        )
     state.plan = plans[0] if len(plans) == 1 else plans
-    return plans
+    state.total, state.protected, state.method = total_length, protected, method
 
 
-def _plan(sidecar: Sidecar | None, length: float, method: str, fresh: bool) -> Plan:
+def plan_at(sidecar: Sidecar | None, length: float, method: str, fresh: bool) -> Plan:
+    """The plan of a prompt of `length` tokens; `fresh`: nothing was read before it."""
     if sidecar is None:
         if method not in ("auto", "none"):
             raise ValueError(f"method {method!r} needs a sidecar; load(model, sidecar=...)")
@@ -183,16 +205,10 @@ def _plan(sidecar: Sidecar | None, length: float, method: str, fresh: bool) -> P
     return sidecar.plan(length, "filter") if plan.method == "both" else Plan("none", length)
 
 
-def _join(pieces: list[Stream]) -> Stream:
-    if len(pieces) == 1:
-        return pieces[0]
-    mask = None if pieces[0].mask is None else torch.cat([p.mask for p in pieces if p.mask is not None], 1)
-    return Stream(torch.cat([p.residual for p in pieces], 1), torch.cat([p.positions for p in pieces], 1), mask)
-
-
 def _last(stream: Stream, count: int) -> Stream:
+    """The last tokens, copied: a view would keep the whole chunk alive."""
     mask = None if stream.mask is None else stream.mask[:, -count:]
-    return Stream(stream.residual[:, -count:], stream.positions[:, -count:], mask)
+    return Stream(stream.residual[:, -count:].clone(), stream.positions[:, -count:].clone(), mask)
 
 
 def is_open(state: State) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from .files import save_tensors
 from .plan import Plan
+from .reservoir import Tokens, concatenate
 
 
 @dataclass
@@ -22,9 +24,11 @@ class State:
     ssm: (n_layer, B, D, N) float32 (float64 for a float64 model)
     length: (B,) int64, tokens read so far
     plan: the plan of the last prefill; a tuple where rows differ
-    total: the `total_length` promised to an unfinished prompt, else None
+    total: the `total_length` promised to an unfinished prompt (math.inf: open-ended), else None
     protected: r of that prompt
-    fingerprint: of the model the state belongs to
+    method: what the last prefill was asked for, "auto" or a forced method
+    reservoirs: by decimating layer, the tokens of an unfinished prompt that may still survive, in pieces
+    fingerprint, sidecar: of the model the state belongs to, and of the sidecar it was read with ("" = none)
     """
 
     conv: Tensor
@@ -33,42 +37,99 @@ class State:
     plan: Plan | tuple[Plan, ...]
     total: float | None = None
     protected: int = 1
+    method: str = "auto"
+    reservoirs: dict[int, tuple[Tokens, ...]] = field(default_factory=dict)
     fingerprint: str = ""
+    sidecar: str = ""
 
     @property
     def batch(self) -> int:
         return self.length.shape[0]
 
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """One plan for all rows, or one a row."""
+        return self.plan if isinstance(self.plan, tuple) else (self.plan,)
+
     def clone(self) -> State:
         """An independent copy: continue one prompt in several ways."""
-        return replace(self, conv=self.conv.clone(), ssm=self.ssm.clone(), length=self.length.clone())
+        # Reservoirs are replaced, never written into: the copy may share their tensors.
+        return replace(
+            self,
+            conv=self.conv.clone(),
+            ssm=self.ssm.clone(),
+            length=self.length.clone(),
+            reservoirs=dict(self.reservoirs),
+        )
+
+    def restore(self, other: State) -> None:
+        """Become `other` again, a clone taken before."""
+        vars(self).update(vars(other))
+
+    def rows(self, index: Sequence[int]) -> State:
+        """An independent copy of some rows of the batch, in the given order."""
+        at = torch.tensor(list(index), dtype=torch.int64, device=self.length.device)
+        plan = tuple(self.plan[i] for i in index) if isinstance(self.plan, tuple) else self.plan
+        waiting = {layer: tuple(piece.rows(at) for piece in pieces) for layer, pieces in self.reservoirs.items()}
+        return replace(
+            self, conv=self.conv[:, at], ssm=self.ssm[:, at], length=self.length[at], plan=plan, reservoirs=waiting
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the state as safetensors (temporary name, then renamed)."""
-        plans = self.plan if isinstance(self.plan, tuple) else (self.plan,)
         meta = {
             "schema": "longscan.state",
-            "plans": json.dumps([[p.method, p.length, sorted(p.decimate.items())] for p in plans]),
+            "plans": json.dumps([[p.method, p.length, sorted(p.decimate.items())] for p in self.plans]),
             "total": json.dumps(self.total),
             "protected": str(self.protected),
+            "method": self.method,
+            "length": json.dumps(self.length.tolist()),
             "model_fingerprint": self.fingerprint,
+            "sidecar_sha256": self.sidecar,
         }
-        save_tensors(Path(path), {"conv": self.conv, "ssm": self.ssm, "length": self.length}, meta)
+        tensors = {"conv": self.conv, "ssm": self.ssm, "length": self.length}
+        for layer, pieces in self.reservoirs.items():
+            waiting = concatenate(pieces)._asdict()
+            tensors |= {f"reservoirs.{layer}.{name}": t for name, t in waiting.items()}
+        save_tensors(Path(path), tensors, meta)
 
 
-def read_state(path: str | Path, fingerprint: str, device: torch.device) -> State:
-    """Read a saved state. Raises ValueError if the file is no state or belongs to another model."""
+def read_state(path: str | Path, fingerprint: str, sidecar: str, device: torch.device) -> State:
+    """Read a saved state. Raises ValueError if the file is no state, or belongs to another model or sidecar."""
     try:
         with safe_open(path, framework="pt") as file:
             meta = file.metadata() or {}
             tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a readable state file ({error}); save the state again") from error
-    if meta.get("schema") != "longscan.state" or set(tensors) != {"conv", "ssm", "length"}:
+    if meta.get("schema") != "longscan.state":
         raise ValueError(f"{path} holds no saved state; give a file written by State.save")
     if meta.get("model_fingerprint") != fingerprint:
         raise ValueError(f"{path} was saved by another model; load the model it belongs to")
-    plans = tuple(Plan(m, s, {int(k): int(v) for k, v in kept}) for m, s, kept in json.loads(meta["plans"]))
-    plan = plans[0] if len(plans) == 1 else plans
-    total, protected = json.loads(meta["total"]), int(meta["protected"])
-    return State(**tensors, plan=plan, total=total, protected=protected, fingerprint=fingerprint)
+    if meta.get("sidecar_sha256") != sidecar:
+        saved = (meta.get("sidecar_sha256") or "none")[:12]
+        raise ValueError(
+            f"{path} was saved with another sidecar (sha256 {saved}, loaded: {(sidecar or 'none')[:12]}); "
+            "load the model with the sidecar it was saved with"
+        )
+    try:
+        plans = tuple(Plan(m, s, {int(k): int(v) for k, v in kept}) for m, s, kept in json.loads(meta["plans"]))
+        return State(
+            conv=tensors["conv"],
+            ssm=tensors["ssm"],
+            length=tensors["length"],
+            plan=plans[0] if len(plans) == 1 else plans,
+            total=json.loads(meta["total"]),
+            protected=int(meta["protected"]),
+            method=meta["method"],
+            reservoirs=_reservoirs(tensors),
+            fingerprint=fingerprint,
+            sidecar=sidecar,
+        )
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a complete state ({error!r}); save the state again") from error
+
+
+def _reservoirs(tensors: dict[str, Tensor]) -> dict[int, tuple[Tokens, ...]]:
+    layers = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("reservoirs.")})
+    return {i: (Tokens(*(tensors[f"reservoirs.{i}.{name}"] for name in Tokens._fields)),) for i in layers}

@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 
 from ...runtime import load
+from ..console import say
 from ..errors import UserError
+from ..speed import Watch, summary
 from .group import METHODS, cli, model_options, place_options
 
 
@@ -21,8 +23,16 @@ from .group import METHODS, cli, model_options, place_options
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True)
 @click.option("--top-k", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--min-p", type=click.FloatRange(0, 1), default=0.0, show_default=True)
+@click.option(
+    "--repetition-penalty", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="1 = none."
+)
 @click.option("--stop", multiple=True, help="End at this text; may be given several times.")
 @click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True)
+@click.option("--chunk", type=click.IntRange(1), help="Tokens read at once; by default from the device's memory.")
+@click.option(
+    "--filter-decode/--no-filter-decode", default=True, show_default=True, help="Filter generated tokens too."
+)
 @place_options
 @click.option("--seed", type=click.IntRange(0), help="For sampling.")
 def generate(
@@ -35,33 +45,50 @@ def generate(
     temperature: float,
     top_k: int,
     top_p: float,
+    min_p: float,
+    repetition_penalty: float,
     stop: tuple[str, ...],
     method: str,
+    chunk: int | None,
+    filter_decode: bool,
     device: str,
     dtype: str,
     seed: int | None,
 ) -> None:
-    """Continue a text, printing as it goes."""
+    """Continue a text, printing as it goes. Ctrl-C ends it; speeds are printed on stderr at the end."""
     if (prompt is None) == (prompt_file is None):
         raise click.UsageError("give either --prompt or --prompt-file")
     text = prompt if prompt is not None else _read_prompt(prompt_file or "")
     if not text:
         raise UserError("the prompt is empty; give at least one character")
-    lm = load(model, sidecar, device=device, dtype=dtype, revision=revision)
+    lm = load(model, sidecar, device=device, dtype=dtype, revision=revision, filter_decode=filter_decode)
+    watch = Watch()
     pieces = lm.generate(
         text,
         max_new_tokens,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
         stop=stop,
         method=method,
+        chunk=chunk,
         seed=seed,
+        watch=watch,
     )
-    for piece in pieces:
-        click.echo(piece, nl=False)
-        sys.stdout.flush()
+    try:
+        for piece in pieces:
+            click.echo(piece, nl=False)
+            sys.stdout.flush()
+    except KeyboardInterrupt:  # while printing; while computing, the generation ends by itself
+        watch.interrupted = True
+    finally:
+        watch.close()
     click.echo()
+    say(summary(watch, lm))
+    if watch.interrupted:
+        raise click.exceptions.Exit(130)
 
 
 def _read_prompt(name: str) -> str:

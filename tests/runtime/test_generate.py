@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from longscan.runtime import load
-from longscan.runtime.generate import sample
+from longscan.runtime.detokenize import StopCutter, TextStream
+from longscan.runtime.generate import Generation
+from longscan.runtime.sampling import penalise, sample
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +66,130 @@ def test_impossible_options(demo, options):
         list(demo.generate("x", **options))
     with pytest.raises(ValueError, match="empty"):
         list(demo.generate(""))
+
+
+def test_min_p_and_repetition_penalty():
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
+    g = torch.Generator().manual_seed(0)
+    assert {int(sample(logits, 1.0, 0, 1.0, g, min_p=0.25)) for _ in range(80)} == {0, 1, 2}
+    assert {int(sample(logits, 1.0, 0, 1.0, g, min_p=1.0)) for _ in range(20)} == {0}
+    seen = torch.tensor([[True, False, True, False]])
+    assert penalise(torch.tensor([[2.0, 2.0, -2.0, -2.0]]), seen, 4.0).tolist() == [[0.5, 2.0, -8.0, -2.0]]
+
+
+def test_a_strong_penalty_never_repeats(demo):
+    made = list(demo.generate(list(b"the the the "), 30, repetition_penalty=1e6))
+    assert len(set(made)) == 30 and not set(made) & set(b"the ")
+
+
+PROMPTS = ["It is a truth universally acknowledged, that ", "The ", "What is the pass key? " * 30]
+
+
+@pytest.mark.parametrize("options", [{}, {"stop": ["e", "th"]}, {"repetition_penalty": 1.3, "stop": " "}])
+def test_a_batch_is_its_rows(demo, options):
+    pieces = list(demo.generate(PROMPTS, 24, **options))
+    assert all(len(row) == 3 for row in pieces)
+    together = ["".join(column) for column in zip(*pieces)]
+    assert together == ["".join(demo.generate(prompt, 24, **options)) for prompt in PROMPTS]
+    assert len({len(text) for text in together}) > 1 or not options  # rows do end on their own
+
+
+def test_a_batch_of_ids_ends_row_by_row(demo):
+    prompts = [list(prompt.encode()) for prompt in PROMPTS]
+    alone = [list(demo.generate(prompt, 16)) for prompt in prompts]
+    stop = alone[0][5]
+    rows = list(zip(*demo.generate(prompts, 16, stop=[stop])))
+    for row, wanted in zip(rows, alone):
+        cut = wanted.index(stop) if stop in wanted else 16
+        assert [token for token in row if token is not None] == wanted[:cut]
+        assert all(token is None for token in row[cut:])
+
+
+def test_rows_draw_with_their_own_seeds(demo):
+    draw = lambda prompt, seed: "".join(demo.generate(prompt, 20, temperature=1.0, seed=seed))  # noqa: E731
+    pieces = demo.generate(["The ", "The "], 20, temperature=1.0, seed=8)
+    assert ["".join(column) for column in zip(*pieces)] == [draw("The ", 8), draw("The ", 9)]
+
+
+def streamed(tokenizer, tokens, stops=()):
+    """What a reader of a generation of `tokens` sees, piece by piece."""
+    text, cutter = TextStream(tokenizer), StopCutter(stops)
+    pieces = []
+    for token in tokens:
+        pieces.append(cutter.push(text.push(token)))
+        if cutter.stopped:
+            return pieces
+    return pieces + [cutter.push(text.flush()) + cutter.flush()]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.one_of(st.text(max_size=40).map(str.encode), st.binary(max_size=40)))
+def test_text_streams_as_it_decodes(demo, data):
+    """Also where the bytes are no UTF-8 at all; the demo's tokens are bytes."""
+    pieces = streamed(demo.tokenizer, list(data))
+    assert "".join(pieces) == demo.tokenizer.decode(list(data)) == data.decode(errors="replace")
+
+
+def test_characters_come_whole_and_at_once(demo):
+    pieces = streamed(demo.tokenizer, list("aé€😀b".encode()))
+    assert pieces == ["a", "", "é", "", "", "€", "", "", "", "😀", "b", ""]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("abé", max_size=24), st.lists(st.text("abé", min_size=1, max_size=4), max_size=3))
+def test_stops_cut_at_their_first_occurrence(demo, text, stops):
+    found = "".join(streamed(demo.tokenizer, list(text.encode()), stops))
+    ends = [end for s in stops for end in [text.find(s) + len(s)] if s in text]
+    if not ends:
+        assert found == text
+        return
+    first = min(ends)  # the stop that is complete first ends the text; of those, the one that begins first cuts it
+    assert found == text[: min(text.find(s) for s in stops if 0 <= text.find(s) <= first - len(s))]
+
+
+def test_the_work_a_token_does_not_grow(demo):
+    class Counting:
+        longest = 0
+
+        def decode(self, ids):
+            self.longest = max(self.longest, len(ids))
+            return demo.tokenizer.decode(ids)
+
+    counting = Counting()
+    data = ("naïve " * 500).encode()
+    assert "".join(streamed(counting, list(data))) == data.decode()
+    assert counting.longest < 32
+
+
+def test_ctrl_c_returns_what_was_made(demo, monkeypatch):
+    prompt = PROMPTS[0]
+    whole = "".join(demo.generate(prompt, 24))
+    step, calls = type(demo).step, iter(range(100))
+
+    def interrupted(self, token, state):
+        if next(calls) == 9:
+            raise KeyboardInterrupt
+        return step(self, token, state)
+
+    monkeypatch.setattr(type(demo), "step", interrupted)
+    watch = Generation()
+    stop = whole[9] + "never"  # the tenth character is held back as it may begin this, and must not be lost
+    assert "".join(demo.generate(prompt, 24, watch=watch, stop=stop)) == whole[:10]
+    assert watch.interrupted and watch.made == 10
+    assert watch.read == watch.prompt_tokens == len(prompt)
+
+
+def test_generation_goes_on_from_a_state(demo):
+    start, question = "It is a truth universally acknowledged, ", "that "
+    state = demo.prefill(torch.tensor([list(start.encode())])).state
+    assert "".join(demo.generate(question, 12, state=state)) == "".join(demo.generate(start + question, 12))
+
+
+@pytest.mark.parametrize("options", [{"min_p": 2}, {"repetition_penalty": 0}, {"top_k": -1}])
+def test_more_impossible_options(demo, options):
+    with pytest.raises(ValueError, match="need"):
+        list(demo.generate("x", **options))
+    with pytest.raises(ValueError, match="stop string"):
+        list(demo.generate("x", stop=["", "a"]))
+    with pytest.raises(ValueError, match="empty"):
+        list(demo.generate(["x", ""]))

@@ -118,13 +118,6 @@ def test_later_calls_reread_g_but_never_decimate(lm, ids):
     assert second.plan == Plan("filter", 72)
 
 
-def test_decimation_asks_for_one_chunk(lm, ids):
-    with pytest.raises(ValueError, match="one chunk"):
-        lm.prefill(ids, method="decimate", chunk=16)
-    with pytest.raises(ValueError, match="one chunk"):
-        lm.prefill(ids[:, :32], method="decimate", total_length=64)
-
-
 def test_at_the_training_length_the_bits_are_the_plain_models(lm, plain, ids):
     short = ids[:, :16]
     for method in ("auto", "filter", "decimate", "both"):

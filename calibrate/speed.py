@@ -1,0 +1,65 @@
+"""How fast a generation goes: a bar while the prompt is read, tokens and bytes a second at the end."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+from ..runtime.generate import Generation
+from ..runtime.model import LM
+from ..runtime.weights import Weights
+
+
+@dataclass
+class Watch(Generation):
+    """A generation with a tqdm bar on stderr while its prompt is read; the bar shows after two seconds."""
+
+    bar: Any = None
+
+    def on_read(self, tokens: int) -> None:
+        from tqdm import tqdm
+
+        super().on_read(tokens)
+        if self.bar is None:
+            self.bar = tqdm(
+                total=self.prompt_tokens, desc="reading", unit="token", unit_scale=True, file=sys.stderr,
+                delay=2, dynamic_ncols=True, leave=False,
+            )  # fmt: skip
+        self.bar.update(tokens)
+        if self.read >= self.prompt_tokens:
+            self.close()
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def summary(watch: Generation, lm: LM) -> str:
+    """One line: tokens a second of prompt and generation, and the memory traffic the steps achieved."""
+    line = f"read {_rate(watch.read, watch.prefill_seconds)}; made {_rate(watch.made, watch.decode_seconds)}"
+    if watch.steps and watch.decode_seconds:
+        moved = (weight_bytes(lm.weights) + 2 * state_bytes(lm)) * watch.steps
+        line += f", {moved / watch.decode_seconds / 1e9:.1f} GB/s of weights and state"
+    return line + ("; interrupted" if watch.interrupted else "")
+
+
+def _rate(tokens: int, seconds: float) -> str:
+    text = f"{tokens:,} token{'s' * (tokens != 1)} in {seconds:.2f} s"
+    return text + (f" ({tokens / seconds:,.0f} a second)" if tokens and seconds else "")
+
+
+def weight_bytes(weights: Weights) -> int:
+    """What a decode step reads of the weights: every layer, the last norm and the head (one row of the embedding)."""
+    tensors = [getattr(layer, field.name) for layer in weights.layers for field in fields(layer)]
+    found = [t for t in (*tensors, weights.norm, weights.norm_bias, weights.head) if isinstance(t, Tensor)]
+    return sum(t.numel() * t.element_size() for t in found)
+
+
+def state_bytes(lm: LM) -> int:
+    """The recurrent state of one sequence; a step reads and writes it once."""
+    state = lm.new_state(1)
+    return sum(t.numel() * t.element_size() for t in (state.conv, state.ssm))

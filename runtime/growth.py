@@ -1,0 +1,84 @@
+"""The filter of a sequence that grows: g(t) instead of g(S), stepping at fixed positions.
+
+From the training length L on, positions are divided into cells whose edges lie at L 2^(k/8): the token at position t
+is filtered with g at the length its cell ends at. The edges come from the sidecar alone, so the way a sequence is cut
+into chunks and steps changes nothing, and g is looked up eight times an octave instead of once a token.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .plan import LayerPlan, Plan
+from .prefill import layer_plans, plan_at
+from .sidecar import Sidecar
+from .state import State
+from .weights import Weights
+
+_AN_OCTAVE = 8  # cells
+_OCTAVES = 40
+_REMEMBERED = 64  # resolved plans
+
+
+class Growth:
+    """A sidecar read at growing lengths, for one model."""
+
+    def __init__(self, sidecar: Sidecar, weights: Weights):
+        self._sidecar, self._weights = sidecar, weights
+        self._resolved: dict[tuple[Plan, int, str, int], list[LayerPlan]] = {}
+
+    @cached_property
+    def _edges(self) -> list[int]:
+        L = self._sidecar.train_length
+        return sorted({math.ceil(L * 2 ** (k / _AN_OCTAVE)) for k in range(_AN_OCTAVE * _OCTAVES)})
+
+    def until(self, position: int) -> int:
+        """The first position after `position` that another g may hold for: where its cell ends."""
+        return self._edges[bisect_right(self._edges, position)]
+
+    def layer_plans(self, state: State) -> list[LayerPlan]:
+        """What each layer does with the next token of each row, whose position is the row's length."""
+        positions = state.length.tolist()
+        plans = state.plans if len(state.plans) > 1 else state.plans * len(positions)
+        rows = [self._row(plan, self.until(at), state) for plan, at in zip(plans, positions)]
+        return rows[0] if all(row is rows[0] for row in rows) else [_stack(layer) for layer in zip(*rows)]
+
+    def _row(self, plan: Plan, length: int, state: State) -> list[LayerPlan]:
+        key = (plan, length, state.method, state.protected)
+        if key not in self._resolved:
+            if len(self._resolved) >= _REMEMBERED:
+                self._resolved.clear()
+            grown, protected = self._grown(plan, length, state)
+            found = layer_plans((grown,), self._sidecar, self._weights, protected)
+            self._resolved[key] = [replace(layer, keep=None, score_weight=None) for layer in found]
+        return self._resolved[key]
+
+    def _grown(self, plan: Plan, length: int, state: State) -> tuple[Plan, int]:
+        """The plan at `length` of a sequence begun with `plan`, and its r."""
+        if length <= self._sidecar.train_length or plan.method == "decimate":
+            return Plan("none", length), state.protected
+        if plan.method == "both":  # what came after the prompt was never decimated: it counts like the last r
+            return Plan("both", length, plan.decimate), state.protected + max(0, length - int(plan.length))
+        return plan_at(self._sidecar, length, state.method, fresh=False), state.protected
+
+
+def _stack(rows: Sequence[LayerPlan]) -> LayerPlan:
+    """One layer's plans, one a row -> one plan with (B, D) thresholds and scales."""
+    return LayerPlan(
+        threshold=_rows([row.threshold for row in rows], 0.0), scale=_rows([row.scale for row in rows], 1.0)
+    )
+
+
+def _rows(given: Sequence[Tensor | None], neutral: float) -> Tensor | None:
+    """(D,) of each row -> (B, D), `neutral` where a row has none; None if no row has."""
+    some = next((t for t in given if t is not None), None)
+    if some is None:
+        return None
+    return torch.stack([torch.full_like(some, neutral) if t is None else t for t in given])

@@ -1,0 +1,56 @@
+"""From logits to a token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. The defaults are greedy. Raises ValueError on impossible values."""
+
+    temperature: float = 0.0  # 0 = greedy
+    top_k: int = 0  # only the k likeliest; 0 = all
+    top_p: float = 1.0  # the smallest set of probability >= top_p
+    min_p: float = 0.0  # only tokens at least min_p times as likely as the likeliest
+    repetition_penalty: float = 1.0  # logits of tokens seen before are divided (> 0) or multiplied (< 0) by it
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError("need temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
+        if not 0 <= self.min_p <= 1 or self.repetition_penalty <= 0:
+            raise ValueError("need 0 <= min_p <= 1 and repetition_penalty > 0")
+
+
+def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Repetition penalty (arXiv 1909.05858). logits (B, V); seen (B, V) bool, the tokens read or made so far."""
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def sample(
+    logits: Tensor,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    generator: torch.Generator | None,
+    min_p: float = 0.0,
+) -> Tensor:
+    """logits (B, V) -> token (B,). Temperature 0 is greedy; top_p keeps the smallest set of mass >= top_p."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.float() / temperature
+    if 0 < top_k < logits.shape[-1]:
+        least = logits.topk(top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if top_p < 1:
+        ordered, places = logits.sort(descending=True)
+        probability = ordered.softmax(-1)
+        before = probability.cumsum(-1) - probability
+        logits = logits.scatter(-1, places, ordered.masked_fill(before >= top_p, -torch.inf))
+    probability = logits.softmax(-1)
+    if min_p > 0:
+        probability = probability * (probability >= min_p * probability.amax(-1, keepdim=True))
+    return torch.multinomial(probability, 1, generator=generator)[..., 0]

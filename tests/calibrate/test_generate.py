@@ -1,0 +1,69 @@
+"""`calibrate generate`: text on stdout, speeds on stderr, Ctrl-C keeps what was made."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from click.testing import CliRunner
+
+from longscan.calibrate.commands import cli
+from longscan.calibrate.speed import state_bytes, weight_bytes
+from longscan.runtime import LM, load
+
+PROMPT = "It is a truth universally acknowledged, that "
+
+
+def call(*arguments, code=0, **more):
+    result = CliRunner().invoke(cli, ["generate", "--model", "demo", *map(str, arguments)], **more)
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load("demo")
+
+
+def test_streams_the_text_and_reports_speeds(demo, tmp_path):
+    (tmp_path / "book.txt").write_text(PROMPT)
+    result = call("--prompt-file", tmp_path / "book.txt", "--max-new-tokens", 20)
+    assert result.stdout == "".join(demo.generate(PROMPT, 20)) + "\n"
+    speed = r"[\d.]+ s \([\d,]+ a second\)"
+    pattern = rf"read 45 tokens in {speed}; made 20 tokens in {speed}, [\d.]+ GB/s"
+    assert re.search(pattern, result.stderr)
+    assert call("--prompt-file", "-", "--max-new-tokens", 20, input=PROMPT).stdout == result.stdout
+
+
+def test_every_option_arrives(demo):
+    options = {"temperature": 0.9, "top_k": 50, "top_p": 0.95, "min_p": 0.02, "repetition_penalty": 1.2, "seed": 4}
+    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    found = call("--prompt", PROMPT, "--max-new-tokens", 30, "--stop", "e", "--chunk", 7, *flags).stdout
+    assert found == "".join(demo.generate(PROMPT, 30, stop="e", chunk=7, **options)) + "\n"
+
+
+def test_control_c_keeps_what_was_made(demo, monkeypatch):
+    step, calls = LM.step, iter(range(100))
+
+    def interrupted(self, token, state):
+        if next(calls) == 7:
+            raise KeyboardInterrupt
+        return step(self, token, state)
+
+    monkeypatch.setattr(LM, "step", interrupted)
+    result = call("--prompt", PROMPT, code=130)
+    monkeypatch.undo()
+    assert result.stdout == "".join(demo.generate(PROMPT, 8)) + "\n"
+    assert result.stderr.rstrip().endswith("interrupted")
+
+
+def test_a_step_reads_each_weight_once(demo):
+    import torch
+
+    w = demo.weights
+    assert w.head is w.embedding  # tied: read once, as the head
+    stored = 4 * sum(t.numel() for t in (w.embedding, w.norm, *(vars(w.layers[0]).values())) if t is not None)
+    each = 4 * sum(t.numel() for t in vars(w.layers[0]).values() if t is not None)
+    assert weight_bytes(w) == stored + each * (len(w.layers) - 1)
+    state = demo.prefill(torch.tensor([[1]])).state
+    assert state_bytes(demo) == 4 * (state.conv.numel() + state.ssm.numel())
