@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from .triton_math import LOG2E, exp2_on_fma, silu, softplus
-from .triton_tiles import load_row, pack
+from .triton_tiles import load, pack, unpack
 
 
 @triton.jit
@@ -63,37 +63,40 @@ def scan(
     i_d = tl.program_id(0).to(tl.int64)
     i_c = tl.program_id(1).to(tl.int64)
     i_b = tl.program_id(2).to(tl.int64)
-    o_r = tl.arange(0, R)[:, None, None]
-    o_s = tl.arange(0, SPLIT)[None, :, None]
-    # Every thread of a group names the group's channels: o_s * 0 spreads them over the tile.
-    o_d = (i_d * R + o_r) * CH + o_s * 0
-    m_d = o_d < channels  # CH divides channels: a group is inside or outside
-    m_y = m_d & (o_s == 0)
-    o_n = o_r * 0 + o_s * NS
-    o_dn = o_d * N + o_n
-    o_state = (i_b * chunks + i_c) * channels * N + o_dn
+    # Tiles (row, group, thread of the group, value); * 0 spreads an offset over the group.
+    o_r = tl.arange(0, R)[None, :, None, None]
+    o_s = tl.arange(0, SPLIT)[None, None, :, None]
+    o_d = (i_d * R + o_r) * CH + o_s * 0 + tl.arange(0, CH)[None, None, None, :]
+    o_n = o_r * 0 + o_s * NS + tl.arange(0, VS)[None, None, None, :]
+    o_j = tl.arange(0, NS // VS)[:, None, None, None] * VS  # one channel's states: NS / VS rows of VS
+    ROWS: tl.constexpr = NS // VS * (1 if STATE_ONLY else 2)
+    o_bc = tl.arange(0, ROWS)[:, None, None, None]  # B's rows, then C's
+    o_bc = o_bc // (NS // VS) * N + o_bc % (NS // VS) * VS
+    m_d = o_d < channels
+    m_g = (i_d * R + o_r) * CH + o_s * 0 < channels  # CH divides channels: a group is inside or outside
+    p_state = (i_d * R + o_r) * CH * N + o_n + o_j
+    o_state = (i_b * chunks + i_c) * channels * N
 
     b_A, h, sums = (), (), ()
     for c in tl.static_range(CH):
-        row = load_row(A + o_dn + c * N, NS, VS, m_d, not EVEN)
+        row = load(A + p_state + c * N, m_g, not EVEN)
         for n in tl.static_range(NS):
             b_A = b_A + (row[n] * LOG2E,)
         if HAS_INITIAL:
-            h = h + load_row(initial + o_state + c * N, NS, VS, m_d, not EVEN)
+            h = h + load(initial + o_state + p_state + c * N, m_g, not EVEN)
         else:
             for _ in tl.static_range(NS):
                 h = h + (tl.zeros([R, SPLIT], dtype=tl.float32),)
         sums = sums + (tl.zeros([R, SPLIT], dtype=tl.float32),)
     if HAS_BIAS:
-        b_bias = load_row(bias + o_d, CH, CH, m_d, not EVEN)
+        b_bias = load(bias + o_d, m_d, not EVEN)
     if HAS_THRESHOLD:
-        b_threshold = load_row(threshold + i_b * sg_b + o_d, CH, CH, m_d, not EVEN)
+        b_threshold = load(threshold + i_b * sg_b + o_d, m_d, not EVEN)
     if HAS_SCALE:
-        b_scale = load_row(scale + i_b * sg_b + o_d, CH, CH, m_d, not EVEN)
+        b_scale = load(scale + i_b * sg_b + o_d, m_d, not EVEN)
     if HAS_D:
-        b_D = load_row(D + o_d, CH, CH, m_d, not EVEN)
+        b_D = load(D + o_d, m_d, not EVEN)
 
-    # Bases of this row, once: the loop adds only time.
     # Without an index the pointers walk along with time, which spares the loop its address arithmetic.
     begin = (i_c * chunk_size).to(tl.int32)
     i_t = i_c * 0 if HAS_INDEX else i_c * chunk_size
@@ -112,7 +115,7 @@ def scan(
     for STEPS in tl.static_range(UNROLL, 0, -max(UNROLL - 1, 1)):  # blocks of UNROLL steps, then the rest one by one
         end = stop - (stop - begin) % STEPS
         for k in range(begin, end, STEPS):
-            xs, deltas, zs, Bs, Cs, present, seen = (), (), (), (), (), (), ()
+            xs, deltas, zs, BCs, present, seen = (), (), (), (), (), ()
             for u in tl.static_range(STEPS):
                 t = u
                 if HAS_INDEX:
@@ -121,13 +124,11 @@ def scan(
                     t = tl.maximum(i_t, 0)
                 if HAS_MASK:
                     seen = seen + (tl.load(mask + t) != 0,)
-                xs = xs + load_row(p_x + t * sx_t, CH, CH, m_d, not EVEN)
-                deltas = deltas + load_row(p_delta + t * sd_t, CH, CH, m_d, not EVEN)
-                Bs = Bs + load_row(p_BC + t * 2 * N, NS, VS, m_d, False)
-                if not STATE_ONLY:
-                    Cs = Cs + load_row(p_BC + t * 2 * N + N, NS, VS, m_d, False)
-                    if HAS_Z:
-                        zs = zs + load_row(p_z + t * sz_t, CH, CH, m_d, not EVEN)
+                xs = xs + load(p_x + t * sx_t, m_d, not EVEN)
+                deltas = deltas + load(p_delta + t * sd_t, m_d, not EVEN)
+                BCs = BCs + load(p_BC + t * (2 * N) + o_bc, m_g, False)
+                if HAS_Z and not STATE_ONLY:
+                    zs = zs + load(p_z + t * sz_t, m_d, not EVEN)
             ys = ()
             for u in tl.static_range(STEPS):
                 states, totals = (), ()
@@ -148,7 +149,8 @@ def scan(
                         kept = tl.where(present[u], kept, 0.0)
                     out, b_y = advance(
                         h[c * NS : (c + 1) * NS], b_A[c * NS : (c + 1) * NS], kept, kept * b_x,
-                        Bs[u * NS : (u + 1) * NS], Cs[u * NS : (u + 1) * NS], STATE_ONLY, ON_FMA,
+                        BCs[u * ROWS * VS : u * ROWS * VS + NS], BCs[(u + 1) * ROWS * VS - NS : (u + 1) * ROWS * VS],
+                        STATE_ONLY, ON_FMA,
                     )  # fmt: skip
                     states = states + out
                     if STATE_ONLY:
@@ -168,12 +170,11 @@ def scan(
                     sums = totals
             if not STATE_ONLY:
                 for u in tl.static_range(STEPS):
-                    o_y = u * sy_t + tl.arange(0, CH)[None, None, :]
-                    b_y = pack(ys[u * CH : (u + 1) * CH], CH).to(y.dtype.element_ty)
+                    b_y = pack(ys[u * CH : (u + 1) * CH], 1, CH).to(y.dtype.element_ty)
                     if EVEN and SPLIT == 1:
-                        tl.store(p_y + o_y, b_y)
+                        tl.store(p_y + u * sy_t, b_y)
                     else:
-                        tl.store(p_y + o_y, b_y, mask=m_y)
+                        tl.store(p_y + u * sy_t, b_y, mask=m_d & (o_s == 0))
                 p_y += STEPS * sy_t
             if not HAS_INDEX:
                 p_x += STEPS * sx_t
@@ -186,15 +187,13 @@ def scan(
         begin = end
 
     if STATE_ONLY:
-        o_sum = (i_b * chunks + i_c) * channels + o_d + tl.arange(0, CH)[None, None, :]
-        tl.store(delta_sum + o_sum, pack(sums, CH), mask=m_y)
+        p_sum = delta_sum + (i_b * chunks + i_c) * channels + o_d
+        tl.store(p_sum, pack(sums, 1, CH), mask=m_d & (o_s == 0))
     else:
-        o_state = i_b * channels * N + o_dn
+        o_state = i_b * channels * N
     if STATE_ONLY or i_c == chunks - 1:
         for c in tl.static_range(CH):
-            for n in tl.static_range(0, NS, VS):
-                o = o_state + c * N + n + tl.arange(0, VS)[None, None, :]
-                tl.store(last + o, pack(h[c * NS + n : c * NS + n + VS], VS), mask=m_d)
+            tl.store(last + o_state + p_state + c * N, pack(h[c * NS : (c + 1) * NS], NS // VS, VS), mask=m_g)
 
 
 @triton.jit
