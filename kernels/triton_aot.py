@@ -85,12 +85,11 @@ def variants(lanes: int = LANES) -> Iterator[Variant]:
         names = ("HAS_D", "HAS_Z", "HAS_BIAS", "HAS_THRESHOLD", "HAS_SCALE")
         flags = dict.fromkeys(names, on) | {"SOFTPLUS": True, "N": 16, "BLOCK_N": 16}
         yield _tile("selective_step" + kind, step, STEP_CONFIG, flags, STEP_CONFIG["BLOCK_D"] * 16, False)
-        size = CONV_CONFIG["BLOCK_T"] * CONV_CONFIG["BLOCK_D"]
-        flags = {"HAS_BIAS": on, "HAS_BEFORE": on, "HAS_MASK": on, "W": 4}
-        yield _tile("causal_conv1d" + kind, conv_silu, CONV_CONFIG, flags, size, False)
-        size = SCORES_CONFIG["BLOCK_T"] * SCORES_CONFIG["BLOCK_D"]
-        flags = {"HAS_BIAS": on, "SOFTPLUS": on, "HAS_MASK": on, "HAS_WEIGHT": on}
-        yield _tile("token_scores" + kind, scores, SCORES_CONFIG, flags, size, True)
+        wide = {"EVEN": True, "CH": 4, "LANES": lanes}
+        flags = {"HAS_BIAS": on, "HAS_BEFORE": on, "HAS_MASK": on, "W": 4} | wide
+        yield _tile("causal_conv1d" + kind, conv_silu, CONV_CONFIG, flags, CONV_CONFIG["UNROLL"] * 4 * LANES, True)
+        flags = {"HAS_BIAS": on, "SOFTPLUS": on, "HAS_MASK": on, "HAS_WEIGHT": on} | wide
+        yield _tile("token_scores" + kind, scores, SCORES_CONFIG, flags, SCORES_CONFIG["UNROLL"] * 4 * LANES, True)
 
 
 def _signature(kernel: Any, constants: dict[str, Any]) -> tuple[dict[str, str], dict[tuple[int], list[list[Any]]]]:

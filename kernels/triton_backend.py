@@ -17,8 +17,8 @@ from .triton_step import step
 
 CARRY_CONFIG = {"BLOCK_D": 32, "num_warps": 1}
 STEP_CONFIG = {"BLOCK_D": 32, "num_warps": 1}
-CONV_CONFIG = {"BLOCK_T": 16, "BLOCK_D": 64, "num_warps": 4}
-SCORES_CONFIG = {"BLOCK_T": 16, "BLOCK_D": 128, "num_warps": 4}
+CONV_CONFIG = {"BLOCK_T": 64, "UNROLL": 4, "num_warps": 1}
+SCORES_CONFIG = {"UNROLL": 4, "num_warps": 1}
 FUSED = {"enable_fp_fusion": True}  # multiply-adds in one instruction; Triton's default differs between versions
 WARP = 64 if torch.version.hip else LANES
 
@@ -34,6 +34,11 @@ def _per_row(threshold: Tensor | None, scale: Tensor | None) -> tuple[Tensor | N
 def _dense_rows(t: Tensor) -> Tensor:
     """The tensor itself where its last dimension is side by side (halves of a projection are), else a copy."""
     return t if t.stride(-1) == 1 else t.contiguous()
+
+
+def _together(channels: int) -> int:
+    """Neighbouring channels a thread reads at once: the most that divide them, at most four."""
+    return next(CH for CH in (4, 2, 1) if channels % CH == 0)
 
 
 def _padded(t: Tensor, N: int) -> Tensor:
@@ -161,22 +166,18 @@ def causal_conv1d(
     """See longscan.kernels.causal_conv1d."""
     (batch, L, channels), W = x.shape, weight.shape[1]
     y = torch.empty(batch, L, channels, dtype=x.dtype, device=x.device)
-    mask = None if mask is None else mask.contiguous()
-    if batch and channels and L:
-        blocks = triton.cdiv(L, CONV_CONFIG["BLOCK_T"]), triton.cdiv(channels, CONV_CONFIG["BLOCK_D"])
-        conv_silu[(*blocks, batch)](
-            x, weight.contiguous(), bias, None if initial_state is None else initial_state.contiguous(), mask, y,
-            *x.stride(), L, channels,
-            HAS_BIAS=bias is not None, HAS_BEFORE=initial_state is not None, HAS_MASK=mask is not None, W=W,
-            **CONV_CONFIG, **FUSED,
-        )  # fmt: skip
-    if initial_state is None:
-        initial_state = x.new_zeros(batch, channels, W - 1)
-    tail = x[:, max(0, L - (W - 1)) :]
-    if mask is not None:
-        tail = torch.where(mask[:, max(0, L - (W - 1)) :, None], tail, 0.0)
-    joined = torch.cat([initial_state.to(x.dtype), tail.transpose(1, 2)], 2)
-    return y, joined[:, :, joined.shape[2] - (W - 1) :].contiguous()
+    before = None if initial_state is None else initial_state.to(x.dtype).contiguous()
+    if not (batch and channels and L):
+        return y, x.new_zeros(batch, channels, W - 1) if before is None else before.clone()
+    last = torch.empty(batch, channels, W - 1, dtype=x.dtype, device=x.device)
+    x, CH = _dense_rows(x), _together(channels)
+    conv_silu[(triton.cdiv(channels, WARP * CH), triton.cdiv(L, CONV_CONFIG["BLOCK_T"]), batch)](
+        x, weight.contiguous(), bias, before, None if mask is None else mask.contiguous(), y, last,
+        *x.stride()[:2], L, channels,
+        HAS_BIAS=bias is not None, HAS_BEFORE=before is not None, HAS_MASK=mask is not None,
+        EVEN=channels % (WARP * CH) == 0, W=W, CH=CH, LANES=WARP, **CONV_CONFIG, **FUSED,
+    )  # fmt: skip
+    return y, last
 
 
 def token_scores(
@@ -186,9 +187,10 @@ def token_scores(
     batch, L, channels = delta.shape
     out = torch.empty(batch, L, dtype=torch.float32, device=delta.device)
     if batch and L:
-        scores[(triton.cdiv(L, SCORES_CONFIG["BLOCK_T"]), batch)](
-            delta, delta_bias, None if mask is None else mask.contiguous(), weight, out, *delta.stride(), L, channels,
+        delta, CH = _dense_rows(delta), _together(channels)
+        scores[(triton.cdiv(L, SCORES_CONFIG["UNROLL"]), batch)](
+            delta, delta_bias, None if mask is None else mask.contiguous(), weight, out, *delta.stride()[:2], L, channels,
             HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, HAS_MASK=mask is not None,
-            HAS_WEIGHT=weight is not None, **SCORES_CONFIG, **FUSED,
+            HAS_WEIGHT=weight is not None, EVEN=channels % (WARP * CH) == 0, CH=CH, LANES=WARP, **SCORES_CONFIG, **FUSED,
         )  # fmt: skip
     return out
