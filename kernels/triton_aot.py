@@ -1,11 +1,17 @@
-"""Ahead-of-time compilation of every kernel, without a GPU: registers, spills and shared memory for tests and docs."""
+"""Ahead-of-time compilation of every kernel, without a GPU: for the tests, and for benchmarks/static_cost.py.
+
+    python -m longscan.kernels.triton_aot sm_90      one JSON list: registers, spills and shared memory of each variant
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,90 +19,133 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .triton_backend import CONV_CONFIG, SCAN_CONFIG, SCORES_CONFIG
+from .triton_backend import CARRY_CONFIG, CONV_CONFIG, FUSED, SCORES_CONFIG, STEP_CONFIG
 from .triton_conv import conv_silu
-from .triton_scan import carry, chunk_scan
+from .triton_plan import LANES, SCAN_CONFIGS, ScanConfig
+from .triton_scan import carry, scan
 from .triton_scores import scores
+from .triton_step import step
 
-_INTS = re.compile(r"^s[xdBCzgs][_a-z]*$")
-_FLOAT32 = {"A", "D", "bias", "threshold", "scale", "weight", "initial", "states", "last", "delta_sum", "out"}
+TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+OPTIONS = ("D", "Z", "BIAS", "THRESHOLD", "SCALE", "INDEX", "MASK", "INITIAL")
+PLAIN = ("D", "Z", "BIAS")
+
+# The types of a real launch: bf16 activations, float32 parameters and states, strides that fit 32 bits.
+_FLOAT32 = {"A", "BC", "D", "bias", "threshold", "scale", "weight", "initial", "state", "states", "last", "delta_sum", "out"}
+_INT32 = re.compile(r"^(s[xdzgBC]_[btd]|L|steps|channels|chunks|chunk_size)$")
+# Tensors and rows start at multiples of 16 bytes and elements; counts of tokens and chunks are any number.
+_ANY = {"L", "steps", "chunks", "chunk_size"}
 
 
-def target(name: str) -> GPUTarget:
-    """sm_90 -> CUDA 9.0; gfx942 -> HIP."""
-    if name.startswith("sm_"):
-        return GPUTarget("cuda", int(name[3:]), 32)
-    return GPUTarget("hip", name, 64)
+@dataclass(frozen=True)
+class Variant:
+    """One kernel with its compile-time constants. `units`: (token, channel, state)s a thread does in its inner loop, or
+    in all where `loop` is false; without states, (token, channel)s."""
+
+    name: str  # public function[:variant]
+    kernel: Any
+    constants: dict[str, Any]
+    warps: int
+    units: float
+    loop: bool = True
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constants a GPU would tune."""
+        tuned = ("CH", "SPLIT", "UNROLL", "ON_FMA", "BLOCK_T", "BLOCK_D")
+        return {k: v for k, v in self.constants.items() if k in tuned} | {"num_warps": self.warps}
 
 
-def _variants() -> Iterator[tuple[Any, dict[str, Any], int]]:
-    everything = ("D", "Z", "BIAS", "THRESHOLD", "SCALE", "INDEX", "MASK", "INITIAL")
-    scan = {k: v for k, v in SCAN_CONFIG.items() if k != "num_warps"}
-    for N in (8, 16):
-        for given in (everything, ("D", "Z", "BIAS", "INITIAL"), ("D", "Z", "BIAS", "THRESHOLD")):
-            for state_only in (True, False):
-                flags: dict[str, Any] = {f"HAS_{name}": name in given for name in everything}
-                flags |= {"SOFTPLUS": True, "STATE_ONLY": state_only, "N": N, "BLOCK_N": N, **scan}
-                yield chunk_scan, flags, SCAN_CONFIG["num_warps"]
-        for initial in (True, False):
-            yield carry, {"HAS_INITIAL": initial, "N": N, "BLOCK_N": N, **scan}, SCAN_CONFIG["num_warps"]
+def scan_variant(
+    name: str, config: ScanConfig, given: tuple[str, ...] = PLAIN, N: int = 16, lanes: int = LANES, even: bool = True
+) -> Variant:
+    """The scan with these options; the state-only pass where the name says :states."""
+    flags: dict[str, Any] = {f"HAS_{option}": option in given for option in OPTIONS}
+    flags |= {"SOFTPLUS": True, "STATE_ONLY": name.endswith(":states"), "EVEN": even, "N": N, "LANES": lanes}
+    return Variant(name, scan, flags | asdict(config), 1, config.UNROLL * config.CH * N / config.SPLIT)
+
+
+def _tile(name: str, kernel: Any, config: dict[str, int], flags: dict[str, Any], units: int, loop: bool) -> Variant:
+    constants = flags | {k: v for k, v in config.items() if k != "num_warps"}
+    return Variant(name, kernel, constants, config["num_warps"], units / (LANES * config["num_warps"]), loop)
+
+
+def variants(lanes: int = LANES) -> Iterator[Variant]:
+    """Every kernel; the scan in every configuration, and with every option in one."""
+    main = SCAN_CONFIGS[0]
+    for config in SCAN_CONFIGS:
+        yield scan_variant("selective_scan", config, lanes=lanes)
+    yield scan_variant("selective_scan:filtered", main, (*PLAIN, "THRESHOLD"), lanes=lanes)
+    yield scan_variant("selective_scan:states", main, lanes=lanes)
+    yield scan_variant("selective_scan:all", ScanConfig(CH=1), OPTIONS, N=8, lanes=lanes, even=False)
     for on in (True, False):
-        tile = {k: v for k, v in CONV_CONFIG.items() if k != "num_warps"}
-        yield conv_silu, {"HAS_BIAS": on, "HAS_BEFORE": on, "HAS_MASK": on, "W": 4, **tile}, CONV_CONFIG["num_warps"]
-        tile = {k: v for k, v in SCORES_CONFIG.items() if k != "num_warps"}
-        flags = {"HAS_BIAS": on, "SOFTPLUS": on, "HAS_MASK": on, "HAS_WEIGHT": on, **tile}
-        yield scores, flags, SCORES_CONFIG["num_warps"]
+        carried = {"HAS_INITIAL": on, "N": 16}
+        yield _tile("selective_scan:carry", carry, CARRY_CONFIG, carried, CARRY_CONFIG["BLOCK_D"] * 16, True)
+        kind = "" if on else ":bare"
+        names = ("HAS_D", "HAS_Z", "HAS_BIAS", "HAS_THRESHOLD", "HAS_SCALE")
+        flags = dict.fromkeys(names, on) | {"SOFTPLUS": True, "N": 16, "BLOCK_N": 16}
+        yield _tile("selective_step" + kind, step, STEP_CONFIG, flags, STEP_CONFIG["BLOCK_D"] * 16, False)
+        wide = {"EVEN": True, "CH": 4, "LANES": lanes}
+        flags = {"HAS_BIAS": on, "HAS_BEFORE": on, "HAS_MASK": on, "W": 4} | wide
+        yield _tile("causal_conv1d" + kind, conv_silu, CONV_CONFIG, flags, CONV_CONFIG["UNROLL"] * 4 * LANES, True)
+        flags = {"HAS_BIAS": on, "SOFTPLUS": on, "HAS_MASK": on, "HAS_WEIGHT": on} | wide
+        yield _tile("token_scores" + kind, scores, SCORES_CONFIG, flags, SCORES_CONFIG["UNROLL"] * 4 * LANES, True)
 
 
-def _signature(kernel: Any, constants: dict[str, Any]) -> dict[str, str]:
-    """bf16 activations, float32 parameters and states, int64 strides: the types of a real launch."""
-    types = {}
-    for name in kernel.arg_names:
+def _signature(kernel: Any, constants: dict[str, Any]) -> tuple[dict[str, str], dict[tuple[int], list[list[Any]]]]:
+    types, aligned = {}, {}
+    for i, name in enumerate(kernel.arg_names):
         if name in constants:
             types[name] = "constexpr"
-        elif _INTS.match(name):
-            types[name] = "i64"
-        elif name in ("L", "steps", "channels", "chunks", "chunk_size"):
+            continue
+        if _INT32.match(name):
             types[name] = "i32"
-        elif name == "index":
-            types[name] = "*i64"
-        elif name == "mask":
-            types[name] = "*i1"
         else:
-            types[name] = "*fp32" if name in _FLOAT32 else "*bf16"
-    return types
+            types[name] = {"index": "*i64", "mask": "*i1"}.get(name, "*fp32" if name in _FLOAT32 else "*bf16")
+        if name not in _ANY:
+            aligned[(i,)] = [["tt.divisibility", 16]]
+    return types, aligned
+
+
+def build(variant: Variant, name: str) -> Any:
+    """The compiled kernel for sm_80, sm_90, ... or gfx942."""
+    types, aligned = _signature(variant.kernel, variant.constants)
+    source = ASTSource(variant.kernel, types, constexprs=dict(variant.constants), attrs=aligned)
+    cuda = name.startswith("sm_")
+    target = GPUTarget("cuda", int(name[3:]), 32) if cuda else GPUTarget("hip", name, 64)
+    return triton.compile(source, target=target, options={"num_warps": variant.warps, **FUSED})
+
+
+def tool(name: str, cubin: bytes, *options: str) -> str:
+    """What cuobjdump or nvdisasm, which Triton's wheel ships, prints about a binary."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+        return subprocess.run([path, *options, file.name], capture_output=True, text=True, check=True).stdout
+
+
+def resources(built: Any) -> dict[str, int]:
+    """registers a thread, spill_bytes a thread, shared_bytes a program."""
+    if "amdgcn" in built.asm:
+        text = built.asm["amdgcn"]
+        found = {k: int(v) for k, v in re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s+(\d+)", text)}
+        registers, spills = found["vgpr_count"], 4 * (found["vgpr_spill_count"] + found["sgpr_spill_count"])
+    else:
+        usage = re.findall(r"(REG|STACK|LOCAL):(\d+)", tool("cuobjdump", built.asm["cubin"], "-res-usage"))
+        counts = {k: int(v) for k, v in usage}
+        registers, spills = counts["REG"], counts["STACK"] + counts["LOCAL"]
+    return {"registers": registers, "spill_bytes": spills, "shared_bytes": built.metadata.shared}
 
 
 def compile_all(name: str) -> list[dict[str, Any]]:
     """Compile every kernel and variant for a target; one row each."""
     rows = []
-    for kernel, constants, warps in _variants():
-        source = ASTSource(kernel, _signature(kernel, constants), constexprs=dict(constants))
-        built = triton.compile(source, target=target(name), options={"num_warps": warps})
-        registers, spills = _resources(built)
-        rows.append(
-            {
-                "kernel": kernel.__name__,
-                "target": name,
-                "constants": {k: v for k, v in constants.items() if v},
-                "registers": registers,
-                "spill_bytes": spills,
-                "shared_bytes": built.metadata.shared,
-            }
-        )
+    for variant in variants(LANES if name.startswith("sm_") else 64):
+        row = {"name": variant.name, "kernel": variant.kernel.__name__, "target": name, "config": variant.config}
+        rows.append(row | resources(build(variant, name)))
     return rows
 
 
-def _resources(built: Any) -> tuple[int, int]:
-    """(registers a thread, bytes spilled)."""
-    if "amdgcn" in built.asm:
-        text = built.asm["amdgcn"]
-        found = {k: int(v) for k, v in re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s+(\d+)", text)}
-        return found["vgpr_count"], 4 * (found["vgpr_spill_count"] + found["sgpr_spill_count"])
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(built.asm["cubin"])
-        file.flush()
-        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    usage = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
-    return usage["REG"], usage["STACK"] + usage["LOCAL"]
+if __name__ == "__main__":
+    print(json.dumps(compile_all(sys.argv[1])))

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 
 from .triton_conv import conv_silu
-from .triton_scan import carry, chunk_scan
+from .triton_plan import LANES, ScanConfig, plan_scan
+from .triton_scan import carry, scan
 from .triton_scores import scores
+from .triton_step import step
 
-SCAN_CONFIG = {"BLOCK_D": 32, "num_warps": 1}
-CONV_CONFIG = {"BLOCK_T": 16, "BLOCK_D": 64, "num_warps": 4}
-SCORES_CONFIG = {"BLOCK_T": 16, "BLOCK_D": 128, "num_warps": 4}
-_FILL = 2112  # programs that keep the 132 multiprocessors of an H100 or H200 busy, sixteen each
-_LEAST_CHUNK = 128  # steps; below, the two extra passes cost more than they win
-
-
-def plan_chunks(batch: int, channels: int, steps: int) -> tuple[int, int]:
-    """(number of chunks, steps a chunk): one if the batch fills the GPU, else enough to fill it."""
-    columns = batch * triton.cdiv(channels, SCAN_CONFIG["BLOCK_D"])
-    wanted = max(1, min(_FILL // max(columns, 1), steps // _LEAST_CHUNK))
-    size = triton.cdiv(steps, wanted) if steps else 1
-    return max(1, triton.cdiv(steps, size)), size
+CARRY_CONFIG = {"BLOCK_D": 32, "num_warps": 1}
+STEP_CONFIG = {"BLOCK_D": 32, "num_warps": 1}
+CONV_CONFIG = {"BLOCK_T": 64, "UNROLL": 4, "num_warps": 1}
+SCORES_CONFIG = {"UNROLL": 4, "num_warps": 1}
+FUSED = {"enable_fp_fusion": True}  # multiply-adds in one instruction; Triton's default differs between versions
+WARP = 64 if torch.version.hip else LANES
 
 
 def _per_row(threshold: Tensor | None, scale: Tensor | None) -> tuple[Tensor | None, Tensor | None, int]:
@@ -36,6 +34,32 @@ def _per_row(threshold: Tensor | None, scale: Tensor | None) -> tuple[Tensor | N
 def _dense_rows(t: Tensor) -> Tensor:
     """The tensor itself where its last dimension is side by side (halves of a projection are), else a copy."""
     return t if t.stride(-1) == 1 else t.contiguous()
+
+
+def _together(channels: int) -> int:
+    """Neighbouring channels a thread reads at once: the most that divide them, at most four."""
+    return next(CH for CH in (4, 2, 1) if channels % CH == 0)
+
+
+def _padded(t: Tensor, N: int) -> Tensor:
+    """Zeros after the last dimension up to N, contiguous: states that stay zero."""
+    return t.contiguous() if t.shape[-1] == N else F.pad(t, (0, N - t.shape[-1]))
+
+
+def _side_by_side(B: Tensor, C: Tensor, N: int) -> Tensor:
+    """B, C (B, L, states) -> (B, L, 2N) float32 contiguous. As slices of one projection they are converted in one go."""
+    states = B.shape[-1]
+    together = (
+        states == N
+        and B.dtype == C.dtype
+        and B.stride() == C.stride()
+        and B.stride(-1) == 1
+        and B.untyped_storage().data_ptr() == C.untyped_storage().data_ptr()
+        and C.storage_offset() == B.storage_offset() + N
+    )
+    if together:
+        return B.as_strided((*B.shape[:2], 2 * N), B.stride()).float().contiguous()
+    return torch.cat([_padded(B.float(), N), _padded(C.float(), N)], -1)
 
 
 def selective_scan(
@@ -54,51 +78,55 @@ def selective_scan(
     mask: Tensor | None,
     initial_state: Tensor | None,
     chunks: int | None = None,
+    config: ScanConfig | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See longscan.kernels.selective_scan. `chunks` forces a number of chunks (tests, benchmarks)."""
+    """See longscan.kernels.selective_scan. `chunks` and `config` force the layout (tests, benchmarks)."""
     batch, L, channels = x.shape
-    N = A.shape[1]
+    states = A.shape[1]
     steps = L if index is None else index.shape[1]
     y = torch.empty(batch, steps, channels, dtype=x.dtype, device=x.device)
-    last = torch.empty(batch, channels, N, dtype=torch.float32, device=x.device)
     if not (batch and channels and steps):
-        return y, last.zero_() if initial_state is None else last.copy_(initial_state)
-    count, size = plan_chunks(batch, channels, steps)
-    if chunks is not None:
-        size = triton.cdiv(steps, chunks)
-        count = triton.cdiv(steps, size)
-    A = A.contiguous()
-    x, delta, B, C = (_dense_rows(t) for t in (x, delta, B, C))
+        last = torch.zeros(batch, channels, states, dtype=torch.float32, device=x.device)
+        return y, last if initial_state is None else last.copy_(initial_state)
+    N = triton.next_power_of_2(states)
+    planned, count = plan_scan(batch, channels, steps, N, WARP)
+    config = planned if config is None else config
+    count = count if chunks is None else chunks
+    size = triton.cdiv(steps, count)
+    count = triton.cdiv(steps, size)
+
+    A = _padded(A.float(), N)
+    BC = _side_by_side(B, C, N)
+    x, delta = _dense_rows(x), _dense_rows(delta)
     z = None if z is None else _dense_rows(z)
     threshold, scale, sg_b = _per_row(threshold, scale)
-    initial = None if initial_state is None else initial_state.contiguous()
+    initial = None if initial_state is None else _padded(initial_state.float(), N)
     index = None if index is None else index.contiguous()
     mask = None if mask is None else mask.contiguous()
-    BLOCK_N = triton.next_power_of_2(N)
+    columns = triton.cdiv(channels, config.channels(WARP))
 
-    def scan(state_only: bool, start: Tensor | None, end: Tensor, delta_sum: Tensor | None) -> None:
-        grid = (triton.cdiv(channels, SCAN_CONFIG["BLOCK_D"]), count, batch)
-        chunk_scan[grid](
-            x, delta, A, B, C, D, z, delta_bias, threshold, scale, index, mask, start, y, end, delta_sum,
-            *x.stride()[:2], *delta.stride()[:2], *B.stride()[:2], *C.stride()[:2],
-            *(z.stride()[:2] if z is not None else (0, 0)), sg_b, L, steps, channels, count, size,
+    def run(state_only: bool, start: Tensor | None, end: Tensor, delta_sum: Tensor | None) -> None:
+        scan[(columns, count - 1 if state_only else count, batch)](
+            x, delta, A, BC, D, z, delta_bias, threshold, scale, index, mask, start, y, end, delta_sum,
+            *x.stride()[:2], *delta.stride()[:2], *(z.stride()[:2] if z is not None else (0, 0)), sg_b,
+            L, steps, channels, count, size,
             HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus,
             HAS_THRESHOLD=threshold is not None, HAS_SCALE=scale is not None, HAS_INDEX=index is not None,
-            HAS_MASK=mask is not None, HAS_INITIAL=start is not None, STATE_ONLY=state_only, N=N, BLOCK_N=BLOCK_N,
-            **SCAN_CONFIG,
+            HAS_MASK=mask is not None, HAS_INITIAL=start is not None, STATE_ONLY=state_only,
+            EVEN=channels % config.channels(WARP) == 0, N=N, LANES=WARP, num_warps=1, **asdict(config), **FUSED,
         )  # fmt: skip
 
     if count > 1:
-        states = torch.empty(batch, count, channels, N, dtype=torch.float32, device=x.device)
+        entry = torch.empty(batch, count, channels, N, dtype=torch.float32, device=x.device)
         delta_sum = torch.empty(batch, count, channels, dtype=torch.float32, device=x.device)
-        scan(True, None, states, delta_sum)
-        carry[(triton.cdiv(channels, SCAN_CONFIG["BLOCK_D"]), batch)](
-            A, initial, states, delta_sum, channels, count,
-            HAS_INITIAL=initial is not None, N=N, BLOCK_N=BLOCK_N, **SCAN_CONFIG,
-        )  # fmt: skip
-        initial = states
-    scan(False, initial, last, None)
-    return y, last
+        run(True, None, entry, delta_sum)
+        carry[(triton.cdiv(channels, CARRY_CONFIG["BLOCK_D"]), batch)](
+            A, initial, entry, delta_sum, channels, count, HAS_INITIAL=initial is not None, N=N, **CARRY_CONFIG, **FUSED
+        )
+        initial = entry
+    last = torch.empty(batch, channels, N, dtype=torch.float32, device=x.device)
+    run(False, initial, last, None)
+    return y, last if N == states else last[..., :states].contiguous()
 
 
 def selective_step(
@@ -115,11 +143,21 @@ def selective_step(
     threshold: Tensor | None,
     scale: Tensor | None,
 ) -> Tensor:
-    """See longscan.kernels.selective_step: a scan of one token."""
-    wide = (x[:, None], delta[:, None], A, B[:, None], C[:, None], D, None if z is None else z[:, None])
-    y, last = selective_scan(*wide, delta_bias, delta_softplus, threshold, scale, None, None, state)
-    state.copy_(last)
-    return y[:, 0]
+    """See longscan.kernels.selective_step."""
+    batch, channels, N = state.shape
+    y = torch.empty(batch, channels, dtype=x.dtype, device=x.device)
+    threshold, scale, sg_b = _per_row(threshold, scale)
+    x, delta, B, C = (_dense_rows(t) for t in (x, delta, B, C))
+    z = None if z is None else _dense_rows(z)
+    if batch and channels:
+        step[(triton.cdiv(channels, STEP_CONFIG["BLOCK_D"]), batch)](
+            state, x, delta, A.contiguous(), B, C, D, z, delta_bias, threshold, scale, y,
+            x.stride(0), delta.stride(0), B.stride(0), C.stride(0), 0 if z is None else z.stride(0), sg_b, channels,
+            HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus,
+            HAS_THRESHOLD=threshold is not None, HAS_SCALE=scale is not None,
+            N=N, BLOCK_N=triton.next_power_of_2(N), **STEP_CONFIG, **FUSED,
+        )  # fmt: skip
+    return y
 
 
 def causal_conv1d(
@@ -128,22 +166,18 @@ def causal_conv1d(
     """See longscan.kernels.causal_conv1d."""
     (batch, L, channels), W = x.shape, weight.shape[1]
     y = torch.empty(batch, L, channels, dtype=x.dtype, device=x.device)
-    mask = None if mask is None else mask.contiguous()
-    if batch and channels and L:
-        blocks = triton.cdiv(L, CONV_CONFIG["BLOCK_T"]), triton.cdiv(channels, CONV_CONFIG["BLOCK_D"])
-        conv_silu[(*blocks, batch)](
-            x, weight.contiguous(), bias, None if initial_state is None else initial_state.contiguous(), mask, y,
-            *x.stride(), L, channels,
-            HAS_BIAS=bias is not None, HAS_BEFORE=initial_state is not None, HAS_MASK=mask is not None, W=W,
-            **CONV_CONFIG,
-        )  # fmt: skip
-    if initial_state is None:
-        initial_state = x.new_zeros(batch, channels, W - 1)
-    tail = x[:, max(0, L - (W - 1)) :]
-    if mask is not None:
-        tail = torch.where(mask[:, max(0, L - (W - 1)) :, None], tail, 0.0)
-    joined = torch.cat([initial_state.to(x.dtype), tail.transpose(1, 2)], 2)
-    return y, joined[:, :, joined.shape[2] - (W - 1) :].contiguous()
+    before = None if initial_state is None else initial_state.to(x.dtype).contiguous()
+    if not (batch and channels and L):
+        return y, x.new_zeros(batch, channels, W - 1) if before is None else before.clone()
+    last = torch.empty(batch, channels, W - 1, dtype=x.dtype, device=x.device)
+    x, CH = _dense_rows(x), _together(channels)
+    conv_silu[(triton.cdiv(channels, WARP * CH), triton.cdiv(L, CONV_CONFIG["BLOCK_T"]), batch)](
+        x, weight.contiguous(), bias, before, None if mask is None else mask.contiguous(), y, last,
+        *x.stride()[:2], L, channels,
+        HAS_BIAS=bias is not None, HAS_BEFORE=before is not None, HAS_MASK=mask is not None,
+        EVEN=channels % (WARP * CH) == 0, W=W, CH=CH, LANES=WARP, **CONV_CONFIG, **FUSED,
+    )  # fmt: skip
+    return y, last
 
 
 def token_scores(
@@ -153,9 +187,10 @@ def token_scores(
     batch, L, channels = delta.shape
     out = torch.empty(batch, L, dtype=torch.float32, device=delta.device)
     if batch and L:
-        scores[(triton.cdiv(L, SCORES_CONFIG["BLOCK_T"]), batch)](
-            delta, delta_bias, None if mask is None else mask.contiguous(), weight, out, *delta.stride(), L, channels,
+        delta, CH = _dense_rows(delta), _together(channels)
+        scores[(triton.cdiv(L, SCORES_CONFIG["UNROLL"]), batch)](
+            delta, delta_bias, None if mask is None else mask.contiguous(), weight, out, *delta.stride()[:2], L, channels,
             HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, HAS_MASK=mask is not None,
-            HAS_WEIGHT=weight is not None, **SCORES_CONFIG,
+            HAS_WEIGHT=weight is not None, EVEN=channels % (WARP * CH) == 0, CH=CH, LANES=WARP, **SCORES_CONFIG, **FUSED,
         )  # fmt: skip
     return out

@@ -1,4 +1,4 @@
-"""Causal depthwise convolution and silu on a GPU."""
+"""Causal depthwise convolution and silu on a GPU: a thread slides a window of W inputs along time."""
 
 from __future__ import annotations
 
@@ -6,33 +6,82 @@ import triton
 import triton.language as tl
 
 from .triton_math import silu
+from .triton_tiles import load, pack
 
 
 @triton.jit
 def conv_silu(
-    x, weight, bias, before, mask, y, sx_b, sx_t, sx_d, L, channels,
-    HAS_BIAS: tl.constexpr, HAS_BEFORE: tl.constexpr, HAS_MASK: tl.constexpr,
-    W: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
+    x, weight, bias, before, mask, y, last, sx_b, sx_t, L, channels,
+    HAS_BIAS: tl.constexpr, HAS_BEFORE: tl.constexpr, HAS_MASK: tl.constexpr, EVEN: tl.constexpr, W: tl.constexpr,
+    CH: tl.constexpr, BLOCK_T: tl.constexpr, UNROLL: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """x any strides; contiguous: weight (D, W), before (B, D, W-1), mask (B, L), y (B, L, D)."""
-    i_t, i_d, i_b = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    o_t = i_t * BLOCK_T + tl.arange(0, BLOCK_T)
-    o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D)
+    """x: any row and time strides, channels side by side, CH divides them. Contiguous: weight (D, W), before and last
+    (B, D, W-1), mask (B, L), y (B, L, D). EVEN: the channels fill whole programs."""
+    i_d, i_t, i_b = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    o_d = (i_d * LANES + tl.arange(0, LANES)[None, :, None, None]) * CH + tl.arange(0, CH)[None, None, None, :]
     m_d = o_d < channels
-    b_y = tl.zeros([BLOCK_T, BLOCK_D], dtype=tl.float32)
-    if HAS_BIAS:
-        b_y += tl.load(bias + o_d, mask=m_d, other=0.0).to(tl.float32)[None, :]
+    begin = (i_t * BLOCK_T).to(tl.int32)
+    sx_t, sy_t = sx_t.to(tl.int64), channels.to(tl.int64)
+    p_x = x + i_b * sx_b + begin * sx_t + o_d
+    p_y = y + (i_b * L + begin) * sy_t + o_d
+    if HAS_MASK:
+        mask += i_b * L
+    weights = ()
     for k in tl.static_range(W):
-        o_s = o_t - (W - 1) + k
-        seen = (o_s >= 0) & (o_s < L)
+        weights = weights + load(weight + o_d * W + k, m_d, not EVEN)
+    if HAS_BIAS:
+        b_bias = load(bias + o_d, m_d, not EVEN)
+
+    window = ()  # the W-1 inputs before the next one, oldest first, CH channels each
+    for k in tl.static_range(W - 1):
+        t = begin - (W - 1) + k
+        inside = o_d * 0 + t >= 0  # a tile, as the interpreter mistypes a tile and a scalar condition
+        row = load(p_x + (k - (W - 1)) * sx_t, m_d & inside, True)
         if HAS_MASK:
-            seen = seen & (tl.load(mask + i_b * L + o_s, mask=seen, other=0) != 0)
-        m_x = seen[:, None] & m_d[None, :]
-        b_x = tl.load(x + i_b * sx_b + o_s[:, None] * sx_t + o_d[None, :] * sx_d, mask=m_x, other=0.0).to(tl.float32)
+            seen = tl.load(mask + t, mask=t >= 0, other=0) != 0
         if HAS_BEFORE:
-            early = (o_s < 0)[:, None] & m_d[None, :]
-            p_before = before + (i_b * channels + o_d[None, :]) * (W - 1) + (o_s[:, None] + W - 1)
-            b_x += tl.load(p_before, mask=early, other=0.0).to(tl.float32)
-        b_y += b_x * tl.load(weight + o_d * W + k, mask=m_d, other=0.0).to(tl.float32)[None, :]
-    p_y = y + (i_b * L + o_t[:, None]) * channels + o_d[None, :]
-    tl.store(p_y, silu(b_y).to(y.dtype.element_ty), mask=(o_t < L)[:, None] & m_d[None, :])
+            early = load(before + (i_b * channels + o_d) * (W - 1) + (t + W - 1), m_d & (o_d * 0 + t < 0), True)
+        for c in tl.static_range(CH):
+            b_x = row[c]
+            if HAS_MASK:
+                b_x = tl.where(seen, b_x, 0.0)
+            if HAS_BEFORE:
+                b_x += early[c]
+            window = window + (b_x,)
+
+    stop = tl.minimum(begin + BLOCK_T, L)
+    for STEPS in tl.static_range(UNROLL, 0, -max(UNROLL - 1, 1)):  # blocks of UNROLL steps, then the rest one by one
+        end = stop - (stop - begin) % STEPS
+        for t in range(begin, end, STEPS):
+            for u in tl.static_range(STEPS):
+                row = load(p_x + u * sx_t, m_d, not EVEN)
+                if HAS_MASK:
+                    seen = tl.load(mask + t + u) != 0
+                for c in tl.static_range(CH):
+                    b_x = row[c]
+                    if HAS_MASK:
+                        b_x = tl.where(seen, b_x, 0.0)
+                    window = window + (b_x,)
+            ys = ()
+            for u in tl.static_range(STEPS):
+                for c in tl.static_range(CH):
+                    b_y = window[u * CH + c] * weights[c]
+                    if HAS_BIAS:
+                        b_y = window[u * CH + c] * weights[c] + b_bias[c]
+                    for k in tl.static_range(1, W):
+                        b_y = window[(u + k) * CH + c] * weights[k * CH + c] + b_y
+                    ys = ys + (silu(b_y),)
+            window = window[STEPS * CH :]
+            for u in tl.static_range(STEPS):
+                b_y = pack(ys[u * CH : (u + 1) * CH], 1, CH).to(y.dtype.element_ty)
+                if EVEN:
+                    tl.store(p_y + u * sy_t, b_y)
+                else:
+                    tl.store(p_y + u * sy_t, b_y, mask=m_d)
+            p_x += STEPS * sx_t
+            p_y += STEPS * sy_t
+        begin = end
+    if stop == L:
+        for k in tl.static_range(W - 1):
+            b_last = pack(window[k * CH : (k + 1) * CH], 1, CH).to(last.dtype.element_ty)
+            tl.store(last + (i_b * channels + o_d) * (W - 1) + k, b_last, mask=m_d)

@@ -1,11 +1,14 @@
-"""The selective scan on a GPU, cut into chunks of time where batch and channels alone cannot fill it.
+"""The selective scan on a GPU: a thread keeps the states of its channels in registers and walks through time.
 
-    pass 1  chunk_scan(STATE_ONLY)   every chunk from a zero state -> its last state and its sum of delta
-    pass 2  carry                    h_{c+1} = exp(A sum delta_c) h_c + last_c, over the chunks in order
-    pass 3  chunk_scan               every chunk again, now from its true initial state -> y
+    pass 1  scan(STATE_ONLY)   every chunk but the last from a zero state -> its last state and its sum of delta
+    pass 2  carry              h_{c+1} = exp(A sum delta_c) h_c + last_c, over the chunks in order
+    pass 3  scan               every chunk, now from its true initial state -> y
 
-With one chunk only pass 3 runs. A program owns BLOCK_D channels of one row and one chunk and steps through time with a
-(BLOCK_D, BLOCK_N) tile of states in registers. Offsets are int64: t times a stride passes 2^31 at 61k tokens.
+With one chunk only pass 3 runs. A program is one warp: LANES / SPLIT groups of SPLIT threads, CH channels a group, and
+NS = N / SPLIT states of each channel a thread. UNROLL steps are read before the first is computed, which hides the way
+to memory. B and C, the same for all channels, come side by side in float32, in 16-byte loads that every thread makes:
+converting them here would cost an instruction a value and thread. Offsets are int64: t times a stride passes 2^31 at
+61k tokens.
 """
 
 from __future__ import annotations
@@ -13,122 +16,205 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_math import silu, softplus
+from .triton_math import LOG2E, exp2_on_fma, silu, softplus
+from .triton_tiles import load, pack, unpack
 
 
 @triton.jit
-def chunk_scan(
-    x, delta, A, B, C, D, z, bias, threshold, scale, index, mask, initial, y, last, delta_sum,
-    sx_b, sx_t, sd_b, sd_t, sB_b, sB_t, sC_b, sC_t, sz_b, sz_t, sg_b,
+def advance(h, A, kept, driven, B, C, STATE_ONLY: tl.constexpr, ON_FMA: tl.constexpr):
+    """One step of one channel: h_n = 2^(kept A_n) h_n + driven B_n -> (new h, y = sum_n h_n C_n).
+
+    The exps of the last ON_FMA states are polynomials, to share the work between two units of the chip.
+    """
+    states = ()
+    y = kept
+    for n in tl.static_range(len(A)):
+        if n < len(A) - ON_FMA:
+            a = tl.exp2(kept * A[n])
+        else:
+            a = exp2_on_fma(kept * A[n])
+        s = a * h[n] + driven * B[n]
+        states = states + (s,)
+        if not STATE_ONLY:
+            if n == 0:
+                y = s * C[n]
+            else:
+                y = s * C[n] + y
+    return states, y
+
+
+@triton.jit
+def scan(
+    x, delta, A, BC, D, z, bias, threshold, scale, index, mask, initial, y, last, delta_sum,
+    sx_b, sx_t, sd_b, sd_t, sz_b, sz_t, sg_b,
     L, steps, channels, chunks, chunk_size,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_THRESHOLD: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_MASK: tl.constexpr,
-    HAS_INITIAL: tl.constexpr, STATE_ONLY: tl.constexpr, N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, STATE_ONLY: tl.constexpr, EVEN: tl.constexpr, N: tl.constexpr,
+    CH: tl.constexpr, SPLIT: tl.constexpr, UNROLL: tl.constexpr, ON_FMA: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """x, delta, B, C, z: any row and time strides, channels or states side by side. Contiguous: A (D, N),
-    index (B, steps), mask (B, L), y (B, steps, D), initial and last (B, chunks, D, N), delta_sum (B, chunks, D).
-    threshold, scale: rows of D, sg_b elements apart (0 where the batch shares one)."""
+    """x, delta, z: any row and time strides, channels side by side. Contiguous: A (D, N) and BC (B, L, 2N) float32,
+    index (B, steps), mask (B, L), y (B, steps, D), initial (B, chunks, D, N), delta_sum (B, chunks, D); last as initial
+    if STATE_ONLY, else (B, D, N). threshold, scale: rows of D, sg_b elements apart (0 where the batch shares one).
+    N is a power of two, CH divides D. EVEN: the channels fill whole programs."""
+    R: tl.constexpr = LANES // SPLIT
+    NS: tl.constexpr = N // SPLIT
+    VS: tl.constexpr = 4 if NS > 4 else NS  # float32 states in one load
     i_d = tl.program_id(0).to(tl.int64)
     i_c = tl.program_id(1).to(tl.int64)
     i_b = tl.program_id(2).to(tl.int64)
-    o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    o_n = tl.arange(0, BLOCK_N)
-    m_d, m_n = o_d < channels, o_n < N
-    m_dn = m_d[:, None] & m_n[None, :]
-    o_dn = o_d[:, None] * N + o_n[None, :]
-    b_A = tl.load(A + o_dn, mask=m_dn, other=0.0).to(tl.float32) * 1.4426950408889634
-    o_state = (i_b * chunks + i_c) * channels * N + o_dn
-    b_h = tl.zeros([BLOCK_D, BLOCK_N], dtype=tl.float32)
-    if HAS_INITIAL:
-        b_h += tl.load(initial + o_state, mask=m_dn, other=0.0).to(tl.float32)
-    b_sum = tl.zeros([BLOCK_D], dtype=tl.float32)
+    # Tiles (row, group, thread of the group, value); * 0 spreads an offset over the group.
+    o_r = tl.arange(0, R)[None, :, None, None]
+    o_s = tl.arange(0, SPLIT)[None, None, :, None]
+    o_d = (i_d * R + o_r) * CH + o_s * 0 + tl.arange(0, CH)[None, None, None, :]
+    o_n = o_r * 0 + o_s * NS + tl.arange(0, VS)[None, None, None, :]
+    o_j = tl.arange(0, NS // VS)[:, None, None, None] * VS  # one channel's states: NS / VS rows of VS
+    ROWS: tl.constexpr = NS // VS * (1 if STATE_ONLY else 2)
+    o_bc = tl.arange(0, ROWS)[:, None, None, None]  # B's rows, then C's
+    o_bc = o_bc // (NS // VS) * N + o_bc % (NS // VS) * VS
+    m_d = o_d < channels
+    m_g = (i_d * R + o_r) * CH + o_s * 0 < channels  # CH divides channels: a group is inside or outside
+    p_state = (i_d * R + o_r) * CH * N + o_n + o_j
+    o_state = (i_b * chunks + i_c) * channels * N
+
+    b_A, h, sums = (), (), ()
+    for c in tl.static_range(CH):
+        row = load(A + p_state + c * N, m_g, not EVEN)
+        for n in tl.static_range(NS):
+            b_A = b_A + (row[n] * LOG2E,)
+        if HAS_INITIAL:
+            h = h + load(initial + o_state + p_state + c * N, m_g, not EVEN)
+        else:
+            for _ in tl.static_range(NS):
+                h = h + (tl.zeros([R, SPLIT], dtype=tl.float32),)
+        sums = sums + (tl.zeros([R, SPLIT], dtype=tl.float32),)
     if HAS_BIAS:
-        b_bias = tl.load(bias + o_d, mask=m_d, other=0.0).to(tl.float32)
+        b_bias = load(bias + o_d, m_d, not EVEN)
     if HAS_THRESHOLD:
-        b_threshold = tl.load(threshold + i_b * sg_b + o_d, mask=m_d, other=0.0).to(tl.float32)
+        b_threshold = load(threshold + i_b * sg_b + o_d, m_d, not EVEN)
     if HAS_SCALE:
-        b_scale = tl.load(scale + i_b * sg_b + o_d, mask=m_d, other=1.0).to(tl.float32)
+        b_scale = load(scale + i_b * sg_b + o_d, m_d, not EVEN)
     if HAS_D:
-        b_D = tl.load(D + o_d, mask=m_d, other=0.0).to(tl.float32)
-    # Bases of this row, once: the loop adds only time.
-    x += i_b * sx_b
-    delta += i_b * sd_b
-    B += i_b * sB_b
-    C += i_b * sC_b
+        b_D = load(D + o_d, m_d, not EVEN)
+
+    # Without an index the pointers walk along with time, which spares the loop its address arithmetic.
+    begin = (i_c * chunk_size).to(tl.int32)
+    i_t = i_c * 0 if HAS_INDEX else i_c * chunk_size
+    sx_t, sd_t, sz_t, sy_t = sx_t.to(tl.int64), sd_t.to(tl.int64), sz_t.to(tl.int64), channels.to(tl.int64)
+    p_x = x + i_b * sx_b + i_t * sx_t + o_d
+    p_delta = delta + i_b * sd_b + i_t * sd_t + o_d
+    p_BC = BC + (i_b * L + i_t) * 2 * N + o_n
+    p_y = y + (i_b * steps + i_c * chunk_size) * sy_t + o_d
     if HAS_Z:
-        z += i_b * sz_b
+        p_z = z + i_b * sz_b + i_t * sz_t + o_d
     if HAS_INDEX:
         index += i_b * steps
     if HAS_MASK:
-        mask += i_b * L
-    y += i_b * steps * channels
-    first = i_c * chunk_size
-    count = tl.minimum(chunk_size, steps - first)
-    for i in range(0, count):
-        k = first + i
-        t = k
-        present = True
-        if HAS_INDEX:
-            t = tl.load(index + k)
-            present = t >= 0
-            t = tl.maximum(t, 0)
-        b_x = tl.load(x + t * sx_t + o_d, mask=m_d, other=0.0).to(tl.float32)
-        b_delta = tl.load(delta + t * sd_t + o_d, mask=m_d, other=0.0).to(tl.float32)
-        if HAS_BIAS:
-            b_delta += b_bias
-        if SOFTPLUS:
-            b_delta = softplus(b_delta)
-        b_kept = b_delta
-        if HAS_SCALE:
-            b_kept = b_delta * b_scale
-        if HAS_THRESHOLD:
-            b_kept = tl.where(b_delta > b_threshold, b_kept, 0.0)
-        if HAS_MASK:
-            b_kept = tl.where(tl.load(mask + t) != 0, b_kept, 0.0)
-        if HAS_INDEX:
-            b_kept = tl.where(present, b_kept, 0.0)
-        b_B = tl.load(B + t * sB_t + o_n, mask=m_n, other=0.0).to(tl.float32)
-        b_h = tl.exp2(b_kept[:, None] * b_A) * b_h + (b_kept * b_x)[:, None] * b_B[None, :]
-        if STATE_ONLY:
-            b_sum += b_kept
-        else:
-            b_C = tl.load(C + t * sC_t + o_n, mask=m_n, other=0.0).to(tl.float32)
-            b_y = tl.sum(b_h * b_C[None, :], axis=1)
-            if HAS_D:
-                b_y += b_D * b_x
-            if HAS_Z:
-                b_y *= silu(tl.load(z + t * sz_t + o_d, mask=m_d, other=0.0).to(tl.float32))
-            if HAS_INDEX:
-                b_y = tl.where(present, b_y, 0.0)
-            tl.store(y + k * channels + o_d, b_y.to(y.dtype.element_ty), mask=m_d)
+        mask += i_b * L + i_t
+    stop = tl.minimum(begin + chunk_size, steps)
+    for STEPS in tl.static_range(UNROLL, 0, -max(UNROLL - 1, 1)):  # blocks of UNROLL steps, then the rest one by one
+        end = stop - (stop - begin) % STEPS
+        for k in range(begin, end, STEPS):
+            xs, deltas, zs, BCs, present, seen = (), (), (), (), (), ()
+            for u in tl.static_range(STEPS):
+                t = u
+                if HAS_INDEX:
+                    i_t = tl.load(index + k + u)
+                    present = present + (i_t >= 0,)
+                    t = tl.maximum(i_t, 0)
+                if HAS_MASK:
+                    seen = seen + (tl.load(mask + t) != 0,)
+                xs = xs + load(p_x + t * sx_t, m_d, not EVEN)
+                deltas = deltas + load(p_delta + t * sd_t, m_d, not EVEN)
+                BCs = BCs + load(p_BC + t * (2 * N) + o_bc, m_g, False)
+                if HAS_Z and not STATE_ONLY:
+                    zs = zs + load(p_z + t * sz_t, m_d, not EVEN)
+            ys = ()
+            for u in tl.static_range(STEPS):
+                states, totals = (), ()
+                for c in tl.static_range(CH):
+                    b_x, b_delta = xs[u * CH + c], deltas[u * CH + c]
+                    if HAS_BIAS:
+                        b_delta += b_bias[c]
+                    if SOFTPLUS:
+                        b_delta = softplus(b_delta)
+                    kept = b_delta
+                    if HAS_SCALE:
+                        kept = b_delta * b_scale[c]
+                    if HAS_THRESHOLD:
+                        kept = tl.where(b_delta > b_threshold[c], kept, 0.0)
+                    if HAS_MASK:
+                        kept = tl.where(seen[u], kept, 0.0)
+                    if HAS_INDEX:
+                        kept = tl.where(present[u], kept, 0.0)
+                    out, b_y = advance(
+                        h[c * NS : (c + 1) * NS], b_A[c * NS : (c + 1) * NS], kept, kept * b_x,
+                        BCs[u * ROWS * VS : u * ROWS * VS + NS], BCs[(u + 1) * ROWS * VS - NS : (u + 1) * ROWS * VS],
+                        STATE_ONLY, ON_FMA,
+                    )  # fmt: skip
+                    states = states + out
+                    if STATE_ONLY:
+                        totals = totals + (sums[c] + kept,)
+                    else:
+                        if SPLIT > 1:
+                            b_y = tl.broadcast_to(tl.sum(b_y, axis=1, keep_dims=True), b_y.shape)
+                        if HAS_D:
+                            b_y = b_x * b_D[c] + b_y
+                        if HAS_Z:
+                            b_y = b_y * silu(zs[u * CH + c])
+                        if HAS_INDEX:
+                            b_y = tl.where(present[u], b_y, 0.0)
+                        ys = ys + (b_y,)
+                h = states
+                if STATE_ONLY:
+                    sums = totals
+            if not STATE_ONLY:
+                for u in tl.static_range(STEPS):
+                    b_y = pack(ys[u * CH : (u + 1) * CH], 1, CH).to(y.dtype.element_ty)
+                    if EVEN and SPLIT == 1:
+                        tl.store(p_y + u * sy_t, b_y)
+                    else:
+                        tl.store(p_y + u * sy_t, b_y, mask=m_d & (o_s == 0))
+                p_y += STEPS * sy_t
+            if not HAS_INDEX:
+                p_x += STEPS * sx_t
+                p_delta += STEPS * sd_t
+                p_BC += STEPS * 2 * N
+                if HAS_Z:
+                    p_z += STEPS * sz_t
+                if HAS_MASK:
+                    mask += STEPS
+        begin = end
+
     if STATE_ONLY:
-        tl.store(last + o_state, b_h, mask=m_dn)
-        tl.store(delta_sum + (i_b * chunks + i_c) * channels + o_d, b_sum, mask=m_d)
+        p_sum = delta_sum + (i_b * chunks + i_c) * channels + o_d
+        tl.store(p_sum, pack(sums, 1, CH), mask=m_d & (o_s == 0))
     else:
-        if i_c == chunks - 1:
-            tl.store(last + i_b * channels * N + o_dn, b_h, mask=m_dn)
+        o_state = i_b * channels * N
+    if STATE_ONLY or i_c == chunks - 1:
+        for c in tl.static_range(CH):
+            tl.store(last + o_state + p_state + c * N, pack(h[c * NS : (c + 1) * NS], NS // VS, VS), mask=m_g)
 
 
 @triton.jit
 def carry(
     A, initial, states, delta_sum, channels, chunks,
-    HAS_INITIAL: tl.constexpr, N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """states (B, chunks, D, N): each chunk's last state from zero -> its initial state, in place."""
+    """states (B, chunks, D, N): each chunk's last state from zero (the last's is not read) -> its initial state."""
     i_d, i_b = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     o_d = i_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    o_n = tl.arange(0, BLOCK_N)
     m_d = o_d < channels
-    m_dn = m_d[:, None] & (o_n < N)[None, :]
-    o_dn = o_d[:, None] * N + o_n[None, :]
-    b_A = tl.load(A + o_dn, mask=m_dn, other=0.0).to(tl.float32) * 1.4426950408889634
-    b_h = tl.zeros([BLOCK_D, BLOCK_N], dtype=tl.float32)
+    o_dn, m_dn = o_d[:, None] * N + tl.arange(0, N)[None, :], m_d[:, None]
+    b_A = tl.load(A + o_dn, mask=m_dn, other=0.0).to(tl.float32) * LOG2E
+    b_h = tl.zeros([BLOCK_D, N], dtype=tl.float32)
     if HAS_INITIAL:
         b_h += tl.load(initial + i_b * channels * N + o_dn, mask=m_dn, other=0.0).to(tl.float32)
-    for c in range(0, chunks):
+    for c in range(0, chunks - 1):
         at = i_b * chunks + c
         p_state = states + at * channels * N + o_dn
         b_last = tl.load(p_state, mask=m_dn, other=0.0)
         b_sum = tl.load(delta_sum + at * channels + o_d, mask=m_d, other=0.0)
         tl.store(p_state, b_h, mask=m_dn)
         b_h = tl.exp2(b_sum[:, None] * b_A) * b_h + b_last
+    tl.store(states + (i_b * chunks + chunks - 1) * channels * N + o_dn, b_h, mask=m_dn)

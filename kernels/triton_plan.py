@@ -1,0 +1,61 @@
+"""How a scan is laid out on the GPU: what a thread holds, and into how many chunks time is cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LANES = 32  # threads of a warp; on AMD 64
+FULL = 2112  # warps that keep 132 multiprocessors (H100, H200) busy: four a scheduler
+LEAST_CHUNK = 128  # steps; below, starting a chunk costs more than it wins
+
+
+@dataclass(frozen=True)
+class ScanConfig:
+    """CH channels a group of SPLIT threads, UNROLL steps read ahead, ON_FMA exps of a thread and step as polynomials."""
+
+    CH: int = 2
+    SPLIT: int = 1
+    UNROLL: int = 4
+    ON_FMA: int = 0
+
+    def channels(self, lanes: int = LANES) -> int:
+        """Channels a program owns."""
+        return lanes // self.SPLIT * self.CH
+
+
+# What a GPU chooses between. benchmarks/static_cost.py counts each, the tests compile each.
+SCAN_CONFIGS = (
+    ScanConfig(),
+    ScanConfig(CH=1),
+    ScanConfig(UNROLL=2, ON_FMA=2),
+    ScanConfig(CH=1, SPLIT=2),
+)
+# Issue slots per (token, channel, state) of the full and of the state-only pass, from docs/static_cost.json.
+_SLOTS = {2: (7.5, 5.5), 1: (8.1, 6.1)}
+
+
+def fits(config: ScanConfig, channels: int, N: int) -> bool:
+    """Whether the configuration can run these sizes: whole groups of channels, at most 16 states a thread."""
+    return channels % config.CH == 0 and config.SPLIT <= N <= 16 * config.SPLIT
+
+
+def plan_scan(batch: int, channels: int, steps: int, N: int = 16, lanes: int = LANES) -> tuple[ScanConfig, int]:
+    """(configuration, number of chunks) of the least work over the share of the GPU it fills.
+
+    A second chunk makes the scan two passes, of which the first leaves out y. One channel a thread instead of two costs
+    a little more work and makes twice the programs.
+    """
+    best: tuple[float, ScanConfig, int] | None = None
+    for CH, (both, states) in _SLOTS.items():
+        config = ScanConfig(CH, SPLIT=max(1, N // 16))
+        if channels % CH:
+            continue
+        columns = batch * -(-channels // config.channels(lanes))
+        most = max(1, min(-(-FULL // columns), steps // LEAST_CHUNK))
+        for chunks in {1, most}:
+            work = both + states * (chunks - 1) / chunks
+            cost = work / min(1.0, columns * chunks / FULL)
+            if best is None or (cost, chunks) < (best[0], best[2]):
+                best = cost, config, chunks
+    assert best is not None  # one channel a thread always fits
+    return best[1], best[2]
