@@ -1,6 +1,6 @@
 """Ahead-of-time compilation of every kernel, without a GPU: for the tests, and for benchmarks/static_cost.py.
 
-    python -m longscan.kernels.triton_aot sm_90      one JSON list: registers, spills and shared memory of each variant
+python -m longscan.kernels.triton_aot sm_90      one JSON list: registers, spills and shared memory of each variant
 """
 
 from __future__ import annotations
@@ -31,7 +31,21 @@ OPTIONS = ("D", "Z", "BIAS", "THRESHOLD", "SCALE", "INDEX", "MASK", "INITIAL")
 PLAIN = ("D", "Z", "BIAS")
 
 # The types of a real launch: bf16 activations, float32 parameters and states, strides that fit 32 bits.
-_FLOAT32 = {"A", "BC", "D", "bias", "threshold", "scale", "weight", "initial", "state", "states", "last", "delta_sum", "out"}
+_FLOAT32 = {
+    "A",
+    "BC",
+    "D",
+    "bias",
+    "threshold",
+    "scale",
+    "weight",
+    "initial",
+    "state",
+    "states",
+    "last",
+    "delta_sum",
+    "out",
+}
 _INT32 = re.compile(r"^(s[xdzgBC]_[btd]|L|steps|channels|chunks|chunk_size)$")
 # Tensors and rows start at multiples of 16 bytes and elements; counts of tokens and chunks are any number.
 _ANY = {"L", "steps", "chunks", "chunk_size"}

@@ -126,7 +126,7 @@ def selective_scan(
         initial = entry
     last = torch.empty(batch, channels, N, dtype=torch.float32, device=x.device)
     run(False, initial, last, None)
-    return y, last if N == states else last[..., :states].contiguous()
+    return y, last if states == N else last[..., :states].contiguous()
 
 
 def selective_step(

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from .triton_math import LOG2E, exp2_on_fma, silu, softplus
-from .triton_tiles import load, pack, unpack
+from .triton_tiles import load, pack
 
 
 @triton.jit

@@ -22,7 +22,7 @@ from .prefill import Output, is_open, prefill
 from .prompts import Ids, as_batch, check_ids
 from .rows import prefill_by_length
 from .sidecar import Sidecar
-from .source import Source, locate
+from .source import Source, is_hub_id, locate
 from .state import State, read_state
 from .tokenizer import load_tokenizer
 from .weights import Weights, read_weights
@@ -43,8 +43,10 @@ def load(
 ) -> LM:
     """Load a Mamba-1 language model and, if given, its sidecar.
 
-    model: `demo`, a local folder, or a Hub id, in the state-spaces or the transformers layout
-    sidecar: a file, a Hub id or a Sidecar; None is the plain model
+    model: `demo`, a local folder, or a Hub id, in the state-spaces or the transformers layout; or the Hub id of a
+        sidecar that `calibrate push` made, alone: the model is then the one it was made for
+    sidecar: a file, a Hub id (`user/name`, `user/name@revision`) or a Sidecar; None is the plain model
+    revision: of the Hub repository `model`; of the sidecar's where the model is on disk
     dtype: "auto" is float32 on a CPU and bfloat16 on a GPU; the SSM state is float32 in both
     filter_decode: filter generated tokens too, with the sidecar's g at the length reached; False as published
 
@@ -52,15 +54,31 @@ def load(
     """
     place = pick_device(device)
     source = locate(str(model), revision)
+    if source.is_sidecar():
+        own = Sidecar.read(source.folder)
+        source = _base_model(own, str(model))
+        sidecar = own if sidecar is None else sidecar
     path = source.find("config.json")
     if path is None:
         raise CheckpointError(f"{model} has no config.json; give a folder with a Mamba checkpoint")
     config = ModelConfig.read(path)
     weights = read_weights(source, config, place, pick_dtype(dtype, place))
-    side = sidecar if sidecar is None or isinstance(sidecar, Sidecar) else Sidecar.read(sidecar)
+    if isinstance(sidecar, str | Path):
+        sidecar = Sidecar.read(sidecar, None if is_hub_id(source.name) else revision)
+    side = sidecar
     if side is not None:
         side.check_model(weights.fingerprint, source.name)
     return LM(source, config, weights, side, backend, filter_decode)
+
+
+def _base_model(sidecar: Sidecar, given: str) -> Source:
+    """The model a sidecar was made for, from its metadata."""
+    name, revision = sidecar.metadata["base_model"], sidecar.metadata["base_model_revision"]
+    if name != "demo" and not is_hub_id(name):
+        raise CheckpointError(
+            f"{given} is the sidecar of the local model {name!r}; load that model's folder with sidecar={given!r}"
+        )
+    return locate(name, revision or None)
 
 
 def pick_device(device: str) -> torch.device:

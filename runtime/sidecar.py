@@ -30,6 +30,7 @@ from torch import Tensor
 from .errors import CheckpointError, SidecarError
 from .files import save_tensors
 from .plan import METHODS, Plan
+from .source import SIDECAR_FILE, download, is_hub_id, split_revision
 from .tables import Interpolation, look_up
 from .validation import check
 
@@ -73,11 +74,11 @@ class Sidecar:
 
     @staticmethod
     def read(path_or_repo: str | Path, revision: str | None = None) -> Sidecar:
-        """Read and check a sidecar: a file, or a Hub repository that holds exactly one.
+        """Read and check a sidecar: a file, a folder or a Hub repository (`user/name`, `user/name@revision`) with one.
 
         Raises SidecarError naming the key, what was found, what was expected, and the remedy.
         """
-        path = _locate(path_or_repo, revision)
+        path = find_file(path_or_repo, revision)
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = dict(file.metadata() or {})
@@ -197,20 +198,33 @@ class Sidecar:
             )
 
 
-def _locate(path_or_repo: str | Path, revision: str | None) -> Path:
+def find_file(path_or_repo: str | Path, revision: str | None = None) -> Path:
+    """The sidecar's file, downloaded if need be; see Sidecar.read. Raises SidecarError if there is none."""
     path = Path(path_or_repo).expanduser()
     if path.is_file():
         return path
-    text = str(path_or_repo)
-    if path.is_dir() or text.endswith(".safetensors") or text.count("/") != 1 or text.startswith((".", "/", "~")):
-        raise SidecarError(f"no sidecar file {text}; give a file made by `calibrate run`, or a Hub repository id")
-    from .source import download
-
+    if path.is_dir():
+        return _only(path, str(path_or_repo))
+    repo, pinned = split_revision(str(path_or_repo))
+    if not is_hub_id(repo) or repo.endswith(".safetensors"):
+        raise SidecarError(
+            f"no sidecar file {path_or_repo}; give a file made by `calibrate run`, or a Hub repository id"
+        )
     try:
-        folder = download(text, revision, ["*.longscan.safetensors"])
+        folder = download(repo, pinned or revision, [SIDECAR_FILE, "*.longscan.safetensors"])
     except CheckpointError as error:
         raise SidecarError(str(error)) from error
+    return _only(folder, repo)
+
+
+def _only(folder: Path, name: str) -> Path:
+    """The sidecar of a folder or a snapshot: `sidecar.safetensors`, else the one *.longscan.safetensors."""
+    if (folder / SIDECAR_FILE).is_file():
+        return folder / SIDECAR_FILE
     found = sorted(folder.glob("*.longscan.safetensors"))
     if len(found) != 1:
-        raise SidecarError(f"{text} holds {len(found)} files *.longscan.safetensors; expected exactly one")
+        raise SidecarError(
+            f"{name} holds no {SIDECAR_FILE} and {len(found)} files *.longscan.safetensors, expected exactly one; "
+            "give the file itself, or a repository that `calibrate push` made"
+        )
     return found[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from .errors import CheckpointError
 
 DEMO = Path(__file__).parent / "demo"
+SIDECAR_FILE = "sidecar.safetensors"  # its name in a repository that `calibrate push` made
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,28 @@ class Source:
         """The first of `names` that exists in the folder."""
         return next((self.folder / name for name in names if (self.folder / name).is_file()), None)
 
+    def is_sidecar(self) -> bool:
+        """Whether this is what `calibrate push` made: a sidecar and no model."""
+        config = self.find("config.json")
+        if config is None:
+            return self.find(SIDECAR_FILE) is not None or any(self.folder.glob("*.longscan.safetensors"))
+        try:
+            data = json.loads(config.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False  # reading the model says what is wrong
+        return isinstance(data, dict) and data.get("schema") == "longscan.sidecar"
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """`user/repo@revision` -> its two parts; None where there is no revision."""
+    repo, _, revision = name.partition("@")
+    return repo, revision or None
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be a Hub repository, `user/name`, and is no path."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
 
 def locate(model: str, revision: str | None = None) -> Source:
     """Turn MODEL (`demo`, a folder, or a Hub id) into a Source, downloading what is missing.
@@ -36,7 +60,7 @@ def locate(model: str, revision: str | None = None) -> Source:
         return Source(path.resolve().name, "", path)
     if path.is_file():
         raise CheckpointError(f"{model} is a file; give the folder that holds config.json and the weights")
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+    if not is_hub_id(model):
         raise CheckpointError(f"no model folder {model!r}; give a folder, a Hub id or demo")
     folder = download(model, revision, ["config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json"])
     if not any(folder.glob("*.safetensors")):

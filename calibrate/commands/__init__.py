@@ -1,6 +1,6 @@
 """The commands, one file each; importing this package registers them with the group."""
 
-from . import evaluate, generate, inspect, run
+from . import diff, env, evaluate, generate, harness, inspect, push, recipes, report, run
 from .group import cli
 
-__all__ = ["cli", "evaluate", "generate", "inspect", "run"]
+__all__ = ["cli", "diff", "env", "evaluate", "generate", "harness", "inspect", "push", "recipes", "report", "run"]

@@ -11,6 +11,7 @@ import click
 
 from ...runtime import CheckpointError, SidecarError
 from ...runtime.plan import METHODS as RUNTIME_METHODS
+from ..assemble import producer_version
 from ..errors import UserError, first_line
 from ..lengths import parse_lengths
 from ..world import LOST, complain, is_loss
@@ -83,6 +84,6 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print exactl
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="longscan")
+@click.version_option(producer_version())
 def cli() -> None:
     """Calibrate Mamba language models for lengths beyond the one they were trained at."""

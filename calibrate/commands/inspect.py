@@ -12,10 +12,16 @@ from .group import cli, json_option
 
 @cli.command()
 @click.argument("sidecar")
+@click.option("--layer", type=int, help="One layer in detail.")
 @json_option
-def inspect(sidecar: str, as_json: bool) -> None:
+def inspect(sidecar: str, layer: int | None, as_json: bool) -> None:
     """Show what a sidecar (a file or a Hub repository) holds."""
-    from ..inspect import describe, render
+    from ..inspect import describe, describe_layer, render, render_layer
 
-    found = describe(Sidecar.read(sidecar))
-    click.echo(json.dumps(found) if as_json else render(found))
+    side = Sidecar.read(sidecar)
+    if layer is None:
+        found = describe(side)
+        click.echo(json.dumps(found) if as_json else render(found))
+    else:
+        found = describe_layer(side, layer)
+        click.echo(json.dumps(found) if as_json else render_layer(found))

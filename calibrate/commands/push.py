@@ -1,0 +1,45 @@
+"""`calibrate push`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from .group import cli, json_option
+
+
+@cli.command()
+@click.argument("sidecar")
+@click.argument("repo_id")
+@click.option("--private", is_flag=True, help="Create the repository as private.")
+@click.option("--revision", help="Branch to push to; created if missing [default: main].")
+@click.option("--dry-run", is_flag=True, help="Print the files and the card of a new repository; ask the Hub nothing.")
+@json_option
+def push(sidecar: str, repo_id: str, private: bool, revision: str | None, dry_run: bool, as_json: bool) -> None:
+    """Publish a sidecar on the Hugging Face Hub: the file, a readable config.json, figures and a model card.
+
+    The token is huggingface_hub's: HF_TOKEN, or `hf auth login`. An existing card is updated between its markers only.
+    """
+    from ...runtime import Sidecar
+    from ...runtime.source import is_hub_id
+    from ..push import gather, hub_licence, publish
+
+    if not is_hub_id(repo_id):
+        raise click.BadParameter(f"{repo_id!r} is no repository id; give user/name")
+    base = Sidecar.read(sidecar).metadata["base_model"]
+    files = gather(sidecar, repo_id, None if dry_run else hub_licence(base))
+    sizes = {name: len(data) for name, data in sorted(files.items())}
+    if dry_run:
+        card = files["README.md"].decode()
+        if as_json:
+            click.echo(json.dumps({"repo": repo_id, "dry_run": True, "files": sizes, "card": card}))
+            return
+        click.echo("\n".join(f"{size:>12,}  {name}" for name, size in sizes.items()))
+        click.echo("\n" + card)
+        return
+    done = publish(files, repo_id, private=private, revision=revision)
+    if as_json:
+        click.echo(json.dumps({"repo": done.repo, "url": done.url, "commit": done.commit, "files": sizes}))
+    else:
+        click.echo(f"{done.url}\ncommit {done.commit}")

@@ -1,0 +1,104 @@
+"""`calibrate report`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from ...runtime import Sidecar, load
+from ..errors import UserError
+from .group import cli, json_option, place_options
+
+
+@cli.command()
+@click.argument("sidecar")
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), default="report.html", show_default=True)
+@click.option(
+    "--eval", "evals", type=click.Path(path_type=Path), multiple=True, help="Output of eval --json; repeatable."
+)
+@click.option(
+    "--figures", type=click.Path(path_type=Path, file_okay=False), help="Also write every figure here (SVG, PNG)."
+)
+@click.option("--analyze", is_flag=True, help="Run the model once more and draw what it attends to.")
+@click.option("--model", help="For --analyze [default: the model the sidecar names].")
+@click.option("--texts", help="For --analyze, as for eval [default: the recipe's evaluation text].")
+@place_options
+@json_option
+def report(
+    sidecar: str,
+    out: Path,
+    evals: Sequence[Path],
+    figures: Path | None,
+    analyze: bool,
+    model: str | None,
+    texts: str | None,
+    device: str,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Write a self-contained HTML report about a sidecar (a file or a Hub repository)."""
+    from ...runtime.files import replacing
+    from ...runtime.sidecar import find_file
+    from .. import eval_figures
+    from .. import figures as side_figures
+    from ..report import render
+
+    if not out.parent.is_dir():
+        raise UserError(f"no folder {out.parent}; create it or give another -o")
+    if not analyze and (model or texts):
+        raise click.UsageError("--model and --texts are for --analyze; give --analyze too")
+    path = find_file(sidecar)
+    side = Sidecar.read(path)
+    documents = [eval_figures.read_eval(file) for file in evals]
+    distance, analyzed = None, []
+    if analyze:
+        distance, analyzed = _analyze(side, model, texts, device, dtype)
+    groups = [
+        ("What it does", side_figures.pictures(side, distance)),
+        ("Evaluations", eval_figures.pictures(documents, side.train_length)),
+        ("The model, read again", analyzed),
+    ]
+    name = path.name if Path(sidecar).expanduser().exists() else sidecar
+    page = render(side, name, path.read_bytes(), groups, distance)
+    with replacing(out) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    written = []
+    if figures is not None:
+        figures.mkdir(parents=True, exist_ok=True)
+        for picture in (picture for _, pictures in groups for picture in pictures):
+            for kind in ("svg", "png"):
+                written.append(figures / f"{picture.name}.{kind}")
+                with replacing(written[-1]) as temporary:
+                    temporary.write_bytes(picture.render(kind))
+    names = [picture.name for _, pictures in groups for picture in pictures]
+    if as_json:
+        click.echo(json.dumps({"report": str(out), "figures": names, "files": [str(file) for file in written]}))
+    else:
+        click.echo(f"wrote {out} ({len(names)} figures)" + (f" and {figures}" if written else ""))
+
+
+def _analyze(side: Sidecar, model: str | None, texts: str | None, device: str, dtype: str):  # type: ignore[no-untyped-def]
+    """(mean distance of every layer at the training length, pictures)."""
+    from ...runtime.source import is_hub_id
+    from .. import analyze_figures
+    from ..analyze import analyze as run
+    from ..evaluate import machine
+    from ..recipe import load_recipe, recipe_for_model
+    from ..run import encode
+    from ..summary import calibrated_lengths
+    from ..texts import read_texts
+
+    name = model or side.metadata["base_model"]
+    if model is None and name != "demo" and not is_hub_id(name):
+        raise UserError(f"the sidecar names the local model {name!r}; give its folder with --model")
+    revision = side.metadata["base_model_revision"] or None if model is None else None
+    lm = load(name, side, device=device, dtype=dtype, revision=revision)
+    source = texts or load_recipe(recipe_for_model(name)).texts.eval
+    analysis = run(lm, encode(lm, read_texts(source, role="eval")), calibrated_lengths(side))
+    found = machine(lm)
+    return analysis.distances[side.train_length], analyze_figures.pictures(
+        analysis, f"{found['device']}, {found['dtype']}"
+    )

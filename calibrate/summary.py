@@ -1,0 +1,108 @@
+"""What a sidecar's metadata says of itself, in the words the card, the report and `inspect` share."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..runtime.sidecar import Sidecar
+
+# In the order they are shown; methods a later version adds come after.
+ORDER = ("none", "scale", "filter", "decimate", "both", "auto")
+LABELS = {"none": "plain", "auto": "auto (chosen)"}
+
+
+def label(method: str) -> str:
+    return LABELS.get(method, method)
+
+
+def ordered(methods: Sequence[str]) -> list[str]:
+    """Each once, in the order of ORDER."""
+    found = dict.fromkeys(methods)
+    return [m for m in ORDER if m in found] + [m for m in found if m not in ORDER]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The JSON parts of the metadata, parsed."""
+
+    calibration: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    scores: Sequence[Mapping[str, Any]]
+
+    @staticmethod
+    def of(side: Sidecar) -> Facts:
+        parts = {name: json.loads(side.metadata[name]) for name in ("calibration", "recipe", "scores")}
+        return Facts(**parts)
+
+
+def calibrated_lengths(side: Sidecar) -> list[int]:
+    return [length for band in side.bands for length in band.lengths]
+
+
+def layer_values(side: Sidecar, key: str) -> list[float] | None:
+    """One number a layer from the metadata (`calibration.layers`), or None where the sidecar does not hold it."""
+    layers = Facts.of(side).calibration.get("layers")
+    if not isinstance(layers, list) or len(layers) != int(side.metadata["n_layer"]):
+        return None
+    values = [layer.get(key) for layer in layers if isinstance(layer, dict)]
+    numbers = [float(value) for value in values if isinstance(value, int | float)]
+    return numbers if len(numbers) == len(layers) else None
+
+
+def filtered_channels(side: Sidecar, length: float) -> list[int] | None:
+    """How many channels of each layer the filter thins out at a length; None without a filter there."""
+    if f"bands.{side.band(length)}.thresholds" not in side.tensors:
+        return None
+    return [int((side.thresholds(layer, length) > 0).sum()) for layer in range(int(side.metadata["n_layer"]))]
+
+
+def kept_mass(side: Sidecar, length: int) -> float | None:
+    """m(S) at a calibrated length: the mass of delta a filtered channel keeps, over that at the training length."""
+    return side.bands[side.band(length)].mass.get(str(length))
+
+
+def command(side: Sidecar) -> str:
+    """The `calibrate run` that made the sidecar; recipe.yaml is the recipe in its metadata."""
+    meta, made = side.metadata, Facts.of(side).calibration
+    parts = ["calibrate", "run", "--model", meta["base_model"]]
+    if meta["base_model_revision"]:
+        parts += ["--revision", meta["base_model_revision"]]
+    parts += ["--recipe", "recipe.yaml"]
+    if made.get("lengths"):
+        parts += ["--lengths", ",".join(map(str, made["lengths"]))]
+    parts += ["--train-length", str(side.train_length)]
+    for key in ("texts", "method", "objective", "samples", "seed", "device", "dtype"):
+        if made.get(key) is not None:
+            parts += [f"--{key}", str(made[key])]
+    return shlex.join(parts)
+
+
+def score_tables(side: Sidecar) -> list[tuple[str, list[str], list[list[str]]]]:
+    """The held-out scores of the calibration as (title, header, rows): perplexity and passkeys, length x method.
+
+    The method "auto" takes at a length is marked with a star. Empty where nothing was searched.
+    """
+    import math
+
+    scores = Facts.of(side).scores
+    tables = []
+    for key, title in (("loss", "Perplexity per token, lower is better"), ("passkeys", "Passkeys answered")):
+        cells = {(row["length"], row["method"]): row[key] for row in scores if row.get(key) is not None}
+        if not cells:
+            continue
+        methods = ordered([method for _, method in cells])
+        rows = []
+        for length in sorted({length for length, _ in cells}):
+            chosen = side.plan(length).method
+            line = [f"{length:,} ({length / side.train_length:g}x)"]
+            for method in methods:
+                value = cells.get((length, method))
+                text = "" if value is None else f"{math.exp(value):.3f}" if key == "loss" else f"{value:.0%}"
+                line.append(text + (" *" if method == chosen and text else ""))
+            rows.append(line)
+        tables.append((title, ["tokens read", *map(label, methods)], rows))
+    return tables

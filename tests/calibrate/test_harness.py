@@ -1,0 +1,156 @@
+"""The lm-eval model class, under lm-eval itself, on tasks made here: nothing is fetched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from longscan.calibrate.commands import cli
+from longscan.runtime import load
+
+from ..checkpoints import make_sidecar
+
+TEXT = (Path(__file__).parents[2] / "calibrate" / "demo" / "evaluation.txt").read_text()[:5000]
+L = 256  # the demo's
+
+
+def test_without_the_harness_the_command_says_what_to_install(monkeypatch):
+    from click.testing import CliRunner
+
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "longscan.calibrate.harness", raising=False)
+    result = CliRunner().invoke(cli, ["lm-eval", "ls", "--tasks", "x"])
+    assert (
+        result.exit_code == 1
+        and result.stderr.startswith("Error: ")
+        and 'pip install "longscan[lm-eval]"' in result.stderr
+    )
+
+
+def test_the_entry_point_names_the_class():
+    pyproject = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert '[project.entry-points."lm_eval.models"]\nlongscan = "longscan.calibrate.harness:LongScanLM"' in pyproject
+
+
+@pytest.fixture(scope="module")
+def harness():
+    pytest.importorskip("lm_eval", reason='needs the extra "lm-eval"')
+    from longscan.calibrate import harness
+
+    return harness
+
+
+@pytest.fixture(scope="module")
+def sidecar(tmp_path_factory):
+    path = tmp_path_factory.mktemp("side") / "demo.longscan.safetensors"
+    make_sidecar(load("demo"), L, layer=3, keep=L).write(path)
+    return path
+
+
+def request(*arguments):
+    from lm_eval.api.instance import Instance
+
+    return Instance("loglikelihood", {}, arguments, 0)
+
+
+@pytest.fixture(scope="module")
+def model(harness, sidecar):
+    return harness.LongScanLM("demo", str(sidecar), batch_size=4)
+
+
+def expected(lm, text, continuation, method="auto"):
+    ids = torch.tensor([list((text + continuation).encode())])
+    K = len(continuation.encode())
+    logits = lm.prefill(ids[:, :-1], method=method, logits_to_keep=K).logits[0]
+    scores = logits.double().log_softmax(-1).gather(1, ids[0, -K:, None])
+    return float(scores.sum()), bool((logits.argmax(-1) == ids[0, -K:]).all())
+
+
+def test_log_likelihoods_are_those_of_prefill(model, sidecar):
+    lm = load("demo", sidecar)
+    pairs = [(TEXT[:n].rstrip(), c) for n, c in ((900, " the end"), (900, " a house"), (60, " x"), (880, " the end"))]
+    pairs.append((TEXT[:900].rstrip(), " the cat"))  # in one batch with the first
+    model.plans.clear()
+    found = model.loglikelihood([request(*pair) for pair in pairs], disable_tqdm=True)
+    for pair, (value, greedy) in zip(pairs, found):
+        wanted, wanted_greedy = expected(lm, *pair)
+        assert value == pytest.approx(wanted, rel=1e-5) and greedy == wanted_greedy
+    assert model.plans == {"both": 4, "none": 1}  # each at its own true length
+    greedy = next(iter(lm.generate(TEXT[:900], 1)))
+    [(_, is_greedy)] = model.loglikelihood([request(TEXT[:900], greedy)], disable_tqdm=True)
+    assert is_greedy
+
+
+def test_rolling_reads_every_token_once(model, sidecar):
+    lm = load("demo", sidecar)
+    [short] = model.loglikelihood_rolling([request(TEXT[:500])], disable_tqdm=True)
+    assert short == pytest.approx(expected(lm, "\n", TEXT[:500])[0], rel=1e-5)
+    [long] = model.loglikelihood_rolling([request(TEXT[:1500])], disable_tqdm=True)  # windows of the calibrated 1024
+    first = expected(lm, "\n", TEXT[:1024])[0]
+    rest = expected(lm, TEXT[475:1023], TEXT[1023:1500])[0] - expected(lm, TEXT[475:1023], TEXT[1023:1024])[0]
+    assert long == pytest.approx(first + rest, rel=1e-2)
+
+
+def test_generation_stops_and_nothing_is_truncated(harness, model, sidecar):
+    lm = load("demo", sidecar)
+    plain = "".join(lm.generate(TEXT[:700], 40))
+    stop = plain[10:13]
+    options = {"until": [stop], "max_gen_toks": 40, "do_sample": False}
+    assert model.generate_until([request(TEXT[:700], options)], disable_tqdm=True) == [plain[: plain.index(stop)]]
+    assert model.generate_until([request(TEXT[:700], {"until": [], "max_gen_toks": 5})], True) == [plain[:5]]
+    small = harness.LongScanLM("demo", str(sidecar), max_length=300)
+    with pytest.raises(ValueError, match=r"700 tokens is longer than max_length=300.*never truncated"):
+        small.generate_until([request(TEXT[:700], options)], disable_tqdm=True)
+    with pytest.raises(ValueError, match="never truncated"):
+        small.loglikelihood([request(TEXT[:700], " x")], disable_tqdm=True)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """A generation task, a choice of two, and rolling perplexity, from a local file."""
+    folder = tmp_path_factory.mktemp("tasks")
+    key = " The pass key is 40339. Remember it. 40339 is the pass key. "
+    rows = [{"text": TEXT[k : k + 100] + key + TEXT[k : k + 300] + " What is the pass key? The pass key is",
+             "answer": "40339", "other": "99999"} for k in (0, 700)]  # fmt: skip
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    common = f"dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {folder}/rows.jsonl\ntest_split: test\n"
+    (folder / "key.yaml").write_text(
+        f"task: tiny_key\n{common}output_type: generate_until\ndoc_to_text: '{{{{text}}}}'\n"
+        "doc_to_target: '{{answer}}'\n"
+        "generation_kwargs:\n  until: ['.']\n  max_gen_toks: 8\n"
+        "metric_list:\n  - metric: exact_match\n    regexes_to_ignore: ['\\s']\n"
+    )
+    (folder / "choice.yaml").write_text(
+        f"task: tiny_choice\n{common}output_type: multiple_choice\ndoc_to_text: '{{{{text}}}}'\n"
+        "doc_to_choice: '{{[answer, other]}}'\ndoc_to_target: 0\nmetric_list:\n  - metric: acc\n"
+    )
+    (folder / "rolling.yaml").write_text(
+        f"task: tiny_rolling\n{common}output_type: loglikelihood_rolling\ndoc_to_text: ''\n"
+        "doc_to_target: '{{text}}'\n"
+        "metric_list:\n  - metric: byte_perplexity\n"
+    )
+    return folder
+
+
+def test_under_the_harness(harness, tasks, sidecar, tmp_path):
+    """`calibrate lm-eval`, as a user of the released harness runs it."""
+    arguments = f"pretrained=demo,sidecar={sidecar},max_length=2048,method=none"
+    command = [sys.executable, "-m", "longscan.calibrate", "lm-eval", "run", "--model", "longscan", "--model_args", arguments,
+               "--device", "cpu", "--include_path", str(tasks), "--tasks", "tiny_key,tiny_choice,tiny_rolling",
+               "--output_path", str(tmp_path)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    document = json.loads(next(tmp_path.rglob("results_*.json")).read_text())
+    results = document["results"]
+    assert results["tiny_key"]["exact_match,none"] == 1.0  # the demo model was trained to answer keys at this length
+    assert results["tiny_choice"]["acc,none"] == 1.0
+    assert 2 < results["tiny_rolling"]["byte_perplexity,none"] < 8
+    found = document["config"]
+    assert found["sidecar_sha256"] == hashlib.sha256(sidecar.read_bytes()).hexdigest()
+    assert found["model_name"] == "demo" and found["prompts_by_resolved_method"] == {"none": 2 + 4 + 2}
