@@ -24,7 +24,7 @@ PROCESSORS, ISSUE, MUFU = 132, 4 * 32, 16  # of an H200; thread-instructions and
 CLOCK, BANDWIDTH = 1.755e9, 4.3e12  # Hz held under load; bytes/s a copy reaches
 SHAPES = {"130m": 1536, "1.4b": 4096, "2.8b": 5120}
 LENGTH, STATES = 65536, 16
-# Bytes a (token, channel) in bf16. The scan reads x, delta, z and writes y; B and C, 256 bytes a token, are small change.
+# Bytes a (token, channel) in bf16. The scan reads x, delta, z and writes y; B and C add only 256 bytes a token.
 TRAFFIC = {"selective_scan": 8, "selective_scan:states": 4, "causal_conv1d": 4, "token_scores": 2}
 _FMA = ("FFMA", "FMUL", "FADD", "HFMA2", "FMNMX")  # float arithmetic: the pipes the multiply-adds run on
 _MEMORY = ("LDG", "STG", "LDS", "STS", "LDL", "STL", "LDC", "ULDC", "ATOMG", "RED", "REDG", "SHFL")
@@ -95,8 +95,8 @@ def bounds(row: dict[str, Any], channels: int, tokens: int = LENGTH) -> dict[str
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    head = "| kernel | configuration | slots | MUFU | float | memory | registers | spills |\n|---|---|--:|--:|--:|--:|--:|--:|"
-    lines = [head]
+    lines = ["| kernel | configuration | slots | MUFU | float | memory | registers | spills |"]
+    lines += ["|---|---|--:|--:|--:|--:|--:|--:|"]
     for row in rows:
         config = " ".join(f"{k}={v}" for k, v in row["config"].items())
         counts = " | ".join(f"{row[k]:.2f}" for k in ("slots", "mufu", "fma", "memory"))

@@ -47,7 +47,7 @@ def _padded(t: Tensor, N: int) -> Tensor:
 
 
 def _side_by_side(B: Tensor, C: Tensor, N: int) -> Tensor:
-    """B, C (B, L, states) -> (B, L, 2N) float32 contiguous. As slices of one projection they are converted in one go."""
+    """B, C (B, L, states) -> (B, L, 2N) float32 contiguous. Slices of one projection are converted in one go."""
     states = B.shape[-1]
     together = (
         states == N
@@ -188,9 +188,11 @@ def token_scores(
     out = torch.empty(batch, L, dtype=torch.float32, device=delta.device)
     if batch and L:
         delta, CH = _dense_rows(delta), _together(channels)
+        mask = None if mask is None else mask.contiguous()
         scores[(triton.cdiv(L, SCORES_CONFIG["UNROLL"]), batch)](
-            delta, delta_bias, None if mask is None else mask.contiguous(), weight, out, *delta.stride()[:2], L, channels,
+            delta, delta_bias, mask, weight, out, *delta.stride()[:2], L, channels,
             HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, HAS_MASK=mask is not None,
-            HAS_WEIGHT=weight is not None, EVEN=channels % (WARP * CH) == 0, CH=CH, LANES=WARP, **SCORES_CONFIG, **FUSED,
+            HAS_WEIGHT=weight is not None, EVEN=channels % (WARP * CH) == 0, CH=CH, LANES=WARP,
+            **SCORES_CONFIG, **FUSED,
         )  # fmt: skip
     return out

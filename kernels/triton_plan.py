@@ -11,7 +11,7 @@ LEAST_CHUNK = 128  # steps; below, starting a chunk costs more than it wins
 
 @dataclass(frozen=True)
 class ScanConfig:
-    """CH channels a group of SPLIT threads, UNROLL steps read ahead, ON_FMA exps of a thread and step as polynomials."""
+    """CH channels a group of SPLIT threads, UNROLL steps read ahead, ON_FMA exps of a step as polynomials."""
 
     CH: int = 2
     SPLIT: int = 1
