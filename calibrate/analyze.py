@@ -98,7 +98,7 @@ class Watch:
         over = (running > self.limits[layer]).nonzero()
         found.passed.append(int(over[0]) + 1 if len(over) else None)
         for length in sorted(found.distances):
-            value = mean_distance(delta[:length], A, B[:length], C[length - 1])
+            value = float(mean_distance(delta[:length], A, B[:length], C[length - 1]).mean())
             found.distances[length].append(value)
         for channel in self.samples.get(layer, []):
             decay = float(log_decay(delta[: found.train_length, channel : channel + 1], A[channel : channel + 1]))
