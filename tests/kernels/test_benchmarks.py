@@ -53,4 +53,4 @@ def test_a_wrong_kernel_has_no_speed(monkeypatch, capsys):
     monkeypatch.setattr(bench, "kernels", wrong)
     assert [row["kernel"] for row in bench.measure(case, "cpu")] == ["right"]
     said = capsys.readouterr()
-    assert said.err.count("no speed is reported") == 2 and "off:" not in said.out
+    assert said.err.count("no speed reported") == 2 and "off:" not in said.out
