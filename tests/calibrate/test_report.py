@@ -110,7 +110,7 @@ def test_figures_show_the_sidecars_numbers(side):
     assert list(both.get_ydata()) == [65536] * 3 + [L + 1] * 3
     layer, channel = 0, int(side.thresholds(0, 4 * L).argmax())
     curve = next(c for c in found["thresholds"].lines if c.get_label() == f"layer {layer}, channel {channel}")
-    assert curve.get_ydata()[-1] == pytest.approx(float(side.thresholds(0, 4 * L)[channel]))
+    assert curve.get_ydata()[-1] == pytest.approx(float(side.thresholds(0, curve.get_xdata()[-1])[channel]))
 
 
 def test_without_data_there_is_no_figure(tmp_path):
@@ -153,7 +153,7 @@ def test_analysis_agrees_with_the_calibrations_measure(tmp_path):
     document = torch.randint(0, 64, (300,), generator=torch.Generator().manual_seed(1))
     found = analyze(lm, [document], [32, 4096], samples=2)
     layers = measure(load(tmp_path / "tiny"), document[None, :16], 16)
-    wanted = [layer.mean_distance[0] for layer in layers]
+    wanted = [float(layer.reach().mean()) for layer in layers]
     assert found.distances[16] == pytest.approx(wanted, rel=1e-4)
     assert len(found.maps) == 4 and [m.length for m in found.maps] == [16, 128, 16, 128]
     assert found.maps[0].log_decay >= found.maps[2].log_decay
