@@ -18,6 +18,7 @@ import pstats
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from record import fresh, keep, machine, peak_bytes
 from torch import Tensor
 
 SHAPE = {"vocab_size": 50280, "hidden_size": 768, "num_hidden_layers": 24, "state_size": 16}  # mamba-130m
-STEPS, REPEATS = 16, 3
+STEPS, TURNS = 8, 9
 SAME = 1e-3  # relative RMS; with random weights each of the two is some 1e-4 away from a float64 model
 KERNELS = {"selective_scan": "scan", "causal_conv1d": "convolution", "<built-in method torch._C._nn.linear>": "matmul"}
 
@@ -73,10 +74,15 @@ class Theirs:
         return self.model(token[:, None], cache_params=self.cache, use_cache=True).logits[:, -1]
 
 
+def pick_clock() -> Callable[[], float]:
+    """CPU seconds where one thread does all the work."""
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
 @torch.inference_mode()
 def worker(engine: str, folder: str, length: int, logits: str) -> None:
-    """One prefill and some steps; prints a JSON line and leaves the prompt's last logits in a file."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    """One prefill; prints a JSON line and leaves the prompt's last logits in a file."""
+    clock = pick_clock()
     model = {"ours": Ours, "theirs": Theirs}[engine](folder)
     ids = torch.randint(0, SHAPE["vocab_size"], (1, length), generator=torch.Generator().manual_seed(0))
     model.prefill(ids[:, :64])
@@ -86,18 +92,25 @@ def worker(engine: str, folder: str, length: int, logits: str) -> None:
     found = profile.runcall(model.prefill, ids) if engine == "ours" else model.prefill(ids)
     seconds, peak = clock() - began, peak_bytes()
     torch.save(found, logits)
-    steps = []
-    for _ in range(REPEATS):
-        began = clock()
-        for k in range(STEPS):
-            model.step(ids[0, k : k + 1])
-        steps.append((clock() - began) / STEPS)
     cell = {"engine": engine, "tokens": length, "seconds": seconds, "peak": peak, "prefill": peak - loaded}
-    print(
-        json.dumps(
-            {**cell, "step": statistics.median(steps), "shares": shares(profile, seconds) if engine == "ours" else None}
-        )
-    )
+    print(json.dumps({**cell, "shares": shares(profile, seconds) if engine == "ours" else None}))
+
+
+@torch.inference_mode()
+def decode(folder: str) -> None:
+    """Both models step in one process, taking turns; prints the median seconds of each a step."""
+    clock = pick_clock()
+    models = {"ours": Ours(folder), "theirs": Theirs(folder)}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for model in models.values():
+        model.prefill(torch.arange(64)[None])
+    for _ in range(TURNS):
+        for name, model in models.items():
+            began = clock()
+            for k in range(STEPS):
+                model.step(torch.tensor([k]))
+            seconds[name].append((clock() - began) / STEPS)
+    print(json.dumps({name: statistics.median(found) for name, found in seconds.items()}))
 
 
 def shares(profile: cProfile.Profile, seconds: float) -> dict[str, float]:
@@ -144,11 +157,15 @@ def main() -> None:
     parser.add_argument("--ours", default="4096,32768,131072", help="lengths of our prefill; begins with the peer's")
     parser.add_argument("--theirs", default="4096,8192", help="lengths of the peer's")
     parser.add_argument("--out", type=Path, help="write the results here as JSON")
+    parser.add_argument("--decode", metavar="FOLDER", help=argparse.SUPPRESS)
     parser.add_argument("--worker", nargs=4, metavar=("ENGINE", "FOLDER", "LENGTH", "LOGITS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         engine, folder, length, logits = args.worker
         worker(engine, folder, int(length), logits)
+        return
+    if args.decode:
+        decode(args.decode)
         return
     lengths = {"ours": [int(n) for n in args.ours.split(",")], "theirs": [int(n) for n in args.theirs.split(",")]}
     cells = []
@@ -163,12 +180,13 @@ def main() -> None:
                     cells.append(fresh(__file__, *order, threads=args.threads))
             if turn == 0:
                 error = same(logits["ours"], logits["theirs"])
+                step = fresh(__file__, "--decode", Path(scratch) / "model", threads=args.threads)
     ours, theirs = cells[:2]
     ratios = {
         "prefill_speed": theirs["seconds"] / ours["seconds"],
         "prefill_memory": ours["prefill"] / theirs["prefill"],
         "process_memory": ours["peak"] / theirs["peak"],
-        "step_speed": theirs["step"] / ours["step"],
+        "step_speed": step["theirs"] / step["ours"],
         "scan_share": ours["shares"]["scan"],
         "logits_difference": error,
     }
@@ -178,6 +196,7 @@ def main() -> None:
         threads=args.threads,
         ratios=ratios,
         cells=cells,
+        step=step,
         needed={c["tokens"]: needed(c["tokens"]) for c in cells},
     )
     print(f"mamba-130m's shape, float32, {args.threads} thread(s); {json.dumps(machine())}\n\n{table(cells)}\n")
@@ -185,7 +204,7 @@ def main() -> None:
     print(f"prefill of {at:,} tokens: {ratios['prefill_speed']:.1f}x as fast as transformers ({seconds})")
     print(f"  memory: {ratios['prefill_memory']:.1%} of transformers'; whole process {ratios['process_memory']:.0%}")
     print("  time: " + ", ".join(f"{name} {share:.0%}" for name, share in ours["shares"].items()))
-    print(f"step: {ours['step'] * 1e3:.1f} ms, {ratios['step_speed']:.2f}x as fast as transformers")
+    print(f"step: {step['ours'] * 1e3:.1f} ms, {ratios['step_speed']:.2f}x as fast as transformers")
     print(f"logits differ by {error:.1e} (relative RMS)")
 
 
