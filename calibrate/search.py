@@ -65,11 +65,11 @@ class Search:
         """Picks for every length. methods: those of filter, decimate, both, scale that may be used."""
         filters = self._filters() if methods & {"filter", "both"} else {}
         decimations = self._decimations() if methods & {"decimate", "both"} else {}
-        scale = self._scale() if "scale" in methods else None
         found = []
         for length in progress(self.lengths, "combining", unit="length"):
             f, d = filters.get(length), decimations.get(length, [])
             both = self._both(f, d, length) if f and d and "both" in methods else None
+            scale = self._scale(length) if "scale" in methods else None
             found.append(LengthPicks(length, f, d[0] if d else None, both, scale))
         return found
 
@@ -210,11 +210,25 @@ class Search:
         grid = [Candidate(replace(filtered.filter, share=s), d.decimate) for d in decimated for s in shares]
         return self.arena.halving(grid, length)[0]
 
-    def _scale(self) -> Candidate:
-        """One law in S for all lengths."""
-        recipe = self.recipe.scale
-        grid = [Candidate(scale=ScalePick(power, top)) for power in recipe.powers for top in recipe.top]
-        return self.arena.halving(grid, self.pivot)[0]
+    def _scale(self, length: int) -> Candidate:
+        """Power and channels; or a power for each block of layers, from the best that all share, while that helps."""
+        recipe, n_layer = self.recipe.scale, len(self.layers)
+        if not recipe.by_layer:
+            grid = [Candidate(scale=ScalePick(power, top)) for power in recipe.powers for top in recipe.top]
+            return self.arena.halving(grid, length)[0]
+        even = [ScalePick(power, 1.0, (power,) * n_layer) for power in (0.0, *recipe.powers)]
+        best = self.arena.halving([Candidate(scale=pick) for pick in even], length)[0]
+        for _ in self._blocks():
+            powers, tried = best.scale.powers, [best]  # type: ignore[union-attr]
+            for block in self._blocks():
+                for step in (-0.25, 0.25):
+                    moved = tuple(p + step if i in block else p for i, p in enumerate(powers))
+                    tried.append(Candidate(scale=ScalePick(0.0, 1.0, moved)))
+            found = self.arena.halving(tried, length)[0]
+            if found == best:
+                break
+            best = found
+        return best
 
 
 def plain_scores(arena: Arena, lengths: Sequence[int]) -> None:
