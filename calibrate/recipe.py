@@ -168,7 +168,7 @@ class Decimate:
 
 @dataclass(frozen=True)
 class Scale:
-    """Delta scaling: UPI's (delta / n in the fifth of the channels that reach furthest, n = S / L), or MambaExtend's."""
+    """Delta scaling: UPI's (delta / n in the fifth of the channels that reach furthest; n = S / L) or MambaExtend's."""
 
     search: bool = setting(False, boolean, "measure this method as well; --method scale does in any case")
     powers: tuple[float, ...] = setting(
