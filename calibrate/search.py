@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -85,7 +86,7 @@ class Search:
         order = [n for n in self.lengths if n > self.pivot] + [n for n in reversed(self.lengths) if n < self.pivot]
         for length in progress(order, "filter by length", unit="length"):
             near = min(stretched, key=lambda n: abs(n - length))
-            stretched[length] = self._theta(self._shares(stretched[near], length), length)
+            stretched[length] = self._theta(self._shares(stretched[near], length, near), length)
         return {n: Candidate(self._fitted(pick, n)) for n, pick in stretched.items()}
 
     def _pivot_filter(self) -> FilterPick:
@@ -102,7 +103,7 @@ class Search:
             pick = self._drop_blocks(pick)
         if mass.tilt:
             pick = self._tilt(pick)
-        return self._shares(pick, pivot)
+        return self._shares(pick, pivot, pivot)
 
     def _blocks(self) -> list[range]:
         n_layer = len(self.layers)
@@ -135,10 +136,15 @@ class Search:
             left.remove(tried[best])
         return pick
 
-    def _shares(self, pick: FilterPick, length: int) -> FilterPick:
-        """Refine the kept share around a neighbour's: a factor two either way, then a factor 1.2."""
-        least = self.L / length / 4
-        for steps in ((0.5, 0.71, 1.0, 1.41, 2.0), (0.84, 1.0, 1.19)):
+    def _shares(self, pick: FilterPick, length: int, near: int) -> FilterPick:
+        """The kept share, from that of a length near by, in steps of sqrt 2 and then of 2^(1/4).
+
+        Two laws span what is tried: the same share as there, and the same mass, m(S) = m(near); sqrt 2 beyond either.
+        """
+        least = self.L / length / 16
+        low, high = sorted((0.0, 2 * math.log2(near / length)))  # half octaves
+        around = [2 ** (k / 2) for k in range(min(-2, round(low) - 1), max(2, round(high) + 1) + 1)]
+        for steps in (around, (0.84, 1.0, 1.19)):
             tried = [min(1.0, max(least, pick.share * step)) for step in steps]
             pick = self._best([replace(pick, share=round(s, 6)) for s in tried], length)
         return pick
