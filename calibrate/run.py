@@ -121,7 +121,9 @@ def calibrate(lm: LM, recipe: Recipe, options: Options, world: World = ALONE) ->
     arena = _arena(lm, tables, held_out, batch_tokens, options, journal, world)
     plain_scores(arena, lengths)
     allowed = allowed_methods(options.method, recipe)
-    picks = Search(arena, recipe, lengths, options.seed).run(set(allowed))
+    search = Search(arena, recipe, lengths, options.seed)
+    picks = search.run(set(allowed))
+    provenance["fits"] = sorted(search.fits, key=lambda fit: fit["length"])
     chosen: list[Candidate] = []
     scores: list[dict[str, Any]] = []
     for pick in picks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -61,6 +62,7 @@ class Search:
         self.arena, self.recipe, self.lengths, self.seed = arena, recipe, sorted(lengths), seed
         self.layers, self.L = arena.tables.layers, arena.tables.train_length
         self.pivot = self.lengths[len(self.lengths) // 2]
+        self.fits: list[dict[str, Any]] = []  # the two fits of g compared, an entry a length
 
     def run(self, methods: set[str]) -> list[LengthPicks]:
         """Picks for every length. methods: those of filter, decimate, both, scale that may be used."""
@@ -162,9 +164,20 @@ class Search:
         fit: Fit = "sequential"
         shares = sorted({min(1.0, round(pick.share * step, 6)) for step in (0.71, 1.0, 1.41)})
         best = self._best([replace(pick, share=share, fit=fit) for share in shares], length)
+        self.fits.append({"length": length} | {each.fit: self._summary(each, length) for each in (pick, best)})
         if self.recipe.filter.g_fit == "auto" and not self._clearly(Candidate(best), Candidate(pick), length):
             return pick
         return best
+
+    def _summary(self, pick: FilterPick, length: int) -> dict[str, float]:
+        """m(S), the value, and what it is made of."""
+        score = self.arena.score(Candidate(pick), length)
+        found = {"mass": pick.share * length / self.L, "value": score.value}
+        if len(score.losses):
+            found["loss"] = float(score.losses.mean())
+        if len(score.exact):
+            found["passkeys"] = float(score.exact.double().mean())
+        return {key: round(value, 6) for key, value in found.items()}
 
     def _clearly(self, one: Candidate, other: Candidate, length: int) -> bool:
         policy = self.recipe.policy
