@@ -24,6 +24,7 @@ from .triton_conv import conv_silu
 from .triton_plan import LANES, SCAN_CONFIGS, ScanConfig
 from .triton_scan import carry, scan
 from .triton_scores import scores
+from .triton_sketch import SKETCH_CONFIG, sketch
 from .triton_step import step
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -45,7 +46,9 @@ _FLOAT32 = {
     "last",
     "delta_sum",
     "out",
+    "columns",
 }
+_INTEGERS = {"index": "*i64", "mask": "*i1", "high": "*i32", "shift": "*i32", "counts": "*i32", "mass": "*i64"}
 _INT32 = re.compile(r"^(s[xdzgBC]_[btd]|L|steps|channels|chunks|chunk_size)$")
 # Tensors and rows start at multiples of 16 bytes and elements; counts of tokens and chunks are any number.
 _ANY = {"L", "steps", "chunks", "chunk_size"}
@@ -92,6 +95,7 @@ def variants(lanes: int = LANES) -> Iterator[Variant]:
     yield scan_variant("selective_scan:filtered", main, (*PLAIN, "THRESHOLD"), lanes=lanes)
     yield scan_variant("selective_scan:states", main, lanes=lanes)
     yield scan_variant("selective_scan:all", ScanConfig(CH=1), OPTIONS, N=8, lanes=lanes, even=False)
+    yield _tile("sketch", sketch, SKETCH_CONFIG, {"UNIT": 2.0**36, "BINS": 512}, SKETCH_CONFIG["BLOCK_T"], True)
     for on in (True, False):
         carried = {"HAS_INITIAL": on, "N": 16}
         yield _tile("selective_scan:carry", carry, CARRY_CONFIG, carried, CARRY_CONFIG["BLOCK_D"] * 16, True)
@@ -115,7 +119,7 @@ def _signature(kernel: Any, constants: dict[str, Any]) -> tuple[dict[str, str], 
         if _INT32.match(name):
             types[name] = "i32"
         else:
-            types[name] = {"index": "*i64", "mask": "*i1"}.get(name, "*fp32" if name in _FLOAT32 else "*bf16")
+            types[name] = _INTEGERS.get(name, "*fp32" if name in _FLOAT32 else "*bf16")
         if name not in _ANY:
             aligned[(i,)] = [["tt.divisibility", 16]]
     return types, aligned
