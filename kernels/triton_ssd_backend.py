@@ -74,8 +74,8 @@ def ssd_scan(
     states = torch.empty(batch, chunks, heads, N, P, dtype=torch.float32, device=x.device)
     ssd_states[(chunks * columns, batch)](
         x, delta, A.contiguous(), B, delta_bias, threshold, scale, index, mask, kept, whole, part, states,
-        *x.stride()[:3], *delta.stride()[:2], *B.stride()[:3], sg_b, L, steps, heads, heads // groups, chunks, *delta_limit,
-        HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, LIMITED=delta_limit != (0.0, math.inf),
+        *x.stride()[:3], *delta.stride()[:2], *B.stride()[:3], sg_b, L, steps, heads, heads // groups, chunks,
+        *delta_limit, HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, LIMITED=delta_limit != (0.0, math.inf),
         HAS_THRESHOLD=threshold is not None, HAS_SCALE=scale is not None, HAS_INDEX=index is not None,
         HAS_MASK=mask is not None, **states_sizes, **STATES_CONFIG, **FUSED,
     )  # fmt: skip
