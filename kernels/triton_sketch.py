@@ -11,11 +11,11 @@ _ROUND = tl.constexpr(1.5 * 2.0**52)  # adding and taking it away rounds a doubl
 
 
 @triton.jit
-def sketch(columns, high, shift, counts, mass, L, UNIT: tl.constexpr, BINS: tl.constexpr, BLOCK_T: tl.constexpr):
-    """Contiguous: columns (D, L), high, shift and mass (D,), counts (D, BINS); the last two are added to."""
+def sketch(columns, top, shift, counts, mass, L, UNIT: tl.constexpr, BINS: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Contiguous: columns (D, L), top, shift and mass (D,), counts (D, BINS); the last two are added to."""
     i_d = tl.program_id(0).to(tl.int64)
     b_shift = tl.load(shift + i_d)
-    b_top = tl.load(high + i_d) >> b_shift
+    b_top = tl.load(top + i_d) >> b_shift
     o_t, o_n = tl.arange(0, BLOCK_T), tl.arange(0, BINS)
     columns += i_d * L
     b_counts = tl.zeros([BINS], dtype=tl.int32)
