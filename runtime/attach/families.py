@@ -1,0 +1,73 @@
+"""One entry a family: where its Mamba layers are, how they are called, and which arithmetic they are.
+
+Nothing is imported from the libraries: a model is recognised by the name and module of its class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .hosts import Call, call_mamba_ssm, call_transformers
+from .mamba1 import FalconMamba, Mamba1
+from .mixer import Mixer
+
+Layers = Iterator[tuple[nn.Module, Any]]  # (block, mixer), in order
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to attach to one family of models."""
+
+    name: str
+    find: Callable[[Any], Layers]
+    call: Callable[..., Call]
+    mixer: Callable[[Any, str], Mixer]
+    embedding: Callable[[Any], Any]
+    decimates: bool = True  # hybrids do not: the caches of their attention layers keep every token
+
+
+def _backbone(model: Any) -> Any:
+    """The stack of layers: of a language model, or the stack itself."""
+    return getattr(model, "backbone", None) or getattr(model, "model", None) or model
+
+
+def _mixers(model: Any) -> Layers:
+    for block in _backbone(model).layers:
+        if not hasattr(block.mixer, "A_log"):
+            raise ValueError("attach does not read mamba_ssm's models with attention layers; load a pure Mamba")
+        yield block, block.mixer
+
+
+def _transformers_embedding(model: Any) -> Any:
+    return model.get_input_embeddings()
+
+
+def _mamba_ssm_embedding(model: Any) -> Any:
+    return _backbone(model).embedding
+
+
+MAMBA = Family("transformers' Mamba", _mixers, call_transformers, Mamba1, _transformers_embedding)
+FALCON_MAMBA = Family("transformers' FalconMamba", _mixers, call_transformers, FalconMamba, _transformers_embedding)
+MAMBA_SSM = Family("mamba_ssm's Mamba", _mixers, call_mamba_ssm, Mamba1, _mamba_ssm_embedding)
+
+_KNOWN = {
+    ("transformers.models.mamba.", "MambaForCausalLM"): MAMBA,
+    ("transformers.models.mamba.", "MambaModel"): MAMBA,
+    ("transformers.models.falcon_mamba.", "FalconMambaForCausalLM"): FALCON_MAMBA,
+    ("transformers.models.falcon_mamba.", "FalconMambaModel"): FALCON_MAMBA,
+    ("mamba_ssm.models.", "MambaLMHeadModel"): MAMBA_SSM,
+}
+
+
+def family_of(model: object) -> Family:
+    """The family of a model, also of one whose class derives from a known one. Raises ValueError for any other."""
+    for kind in type(model).__mro__:
+        for (package, name), family in _KNOWN.items():
+            if kind.__name__ == name and kind.__module__.startswith(package):
+                return family
+    names = sorted({name for _, name in _KNOWN if not name.endswith("Model") or name.startswith("MambaLM")})
+    raise ValueError(f"attach does not know {type(model).__name__}; give a model of {', '.join(names)}")
