@@ -13,6 +13,7 @@ from torch import nn
 
 from .hosts import Call, call_mamba_ssm, call_transformers
 from .mamba1 import FalconMamba, Mamba1
+from .mamba2 import Mamba2
 from .mixer import Mixer
 
 Layers = Iterator[tuple[nn.Module, Any]]  # (block, mixer), in order
@@ -42,6 +43,14 @@ def _mixers(model: Any) -> Layers:
         yield block, block.mixer
 
 
+def _hybrid_mixers(model: Any) -> Layers:
+    """Layers of attention alone have no Mamba; Zamba2's shared attention sits in front of a Mamba layer of its own."""
+    for block in _backbone(model).layers:
+        mixer = getattr(getattr(block, "mamba_decoder", block), "mamba", None)
+        if mixer is not None:
+            yield block, mixer
+
+
 def _transformers_embedding(model: Any) -> Any:
     return model.get_input_embeddings()
 
@@ -52,6 +61,8 @@ def _mamba_ssm_embedding(model: Any) -> Any:
 
 MAMBA = Family("transformers' Mamba", _mixers, call_transformers, Mamba1, _transformers_embedding)
 FALCON_MAMBA = Family("transformers' FalconMamba", _mixers, call_transformers, FalconMamba, _transformers_embedding)
+MAMBA2 = Family("transformers' Mamba2", _mixers, call_transformers, Mamba2, _transformers_embedding)
+HYBRID = Family("a hybrid with attention", _hybrid_mixers, call_transformers, Mamba2, _transformers_embedding, False)
 MAMBA_SSM = Family("mamba_ssm's Mamba", _mixers, call_mamba_ssm, Mamba1, _mamba_ssm_embedding)
 
 _KNOWN = {
@@ -59,6 +70,12 @@ _KNOWN = {
     ("transformers.models.mamba.", "MambaModel"): MAMBA,
     ("transformers.models.falcon_mamba.", "FalconMambaForCausalLM"): FALCON_MAMBA,
     ("transformers.models.falcon_mamba.", "FalconMambaModel"): FALCON_MAMBA,
+    ("transformers.models.mamba2.", "Mamba2ForCausalLM"): MAMBA2,
+    ("transformers.models.mamba2.", "Mamba2Model"): MAMBA2,
+    ("transformers.models.zamba2.", "Zamba2ForCausalLM"): HYBRID,
+    ("transformers.models.zamba2.", "Zamba2Model"): HYBRID,
+    ("transformers.models.bamba.", "BambaForCausalLM"): HYBRID,
+    ("transformers.models.bamba.", "BambaModel"): HYBRID,
     ("mamba_ssm.models.", "MambaLMHeadModel"): MAMBA_SSM,
 }
 
