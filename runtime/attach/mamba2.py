@@ -20,12 +20,12 @@ class Mamba2:
 
     def __init__(self, mixer: Any, backend: str):
         self.mixer, self.backend = mixer, backend
-        self.groups, self.states = self.shape()
-        self.limit: tuple[float, float] = tuple(mixer.time_step_limit)
+        self.groups, self.states, self.limit = self.sizes()
 
-    def shape(self) -> tuple[int, int]:
-        """G groups of B and C, and N states."""
-        return self.mixer.n_groups, self.mixer.ssm_state_size
+    def sizes(self) -> tuple[int, int, tuple[float, float]]:
+        """G groups of B and C, N states, and the limits of delta."""
+        low, high = self.mixer.time_step_limit
+        return self.mixer.n_groups, self.mixer.ssm_state_size, (low, high)
 
     @property
     def width(self) -> int:
