@@ -42,6 +42,18 @@ class ModelConfig:
         return _state_spaces(data) if "d_model" in data and "ssm_cfg" in data else _transformers(data)
 
 
+_HYBRIDS = ("zamba2", "bamba")
+
+
+def is_hybrid(path: Path) -> bool:
+    """Whether config.json names a model that mixes attention with Mamba layers, read through transformers."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # ModelConfig.read says what is wrong
+    return isinstance(data, dict) and data.get("model_type") in _HYBRIDS
+
+
 def _get(data: dict[str, Any], key: str, kind: type) -> Any:
     if not isinstance(data.get(key), kind):
         raise CheckpointError(

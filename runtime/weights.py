@@ -139,7 +139,9 @@ def _fingerprint(tensors: dict[str, Tensor], n_layer: int) -> str:
     """sha256 over shapes, A_log and dt bias as float32: the same for every layout, dtype of the rest, and sharding."""
     digest = hashlib.sha256()
     for i in range(n_layer):
-        for name in ("A_log", "dt_proj.bias"):
+        for name in ("A_log", "dt_proj.bias", "dt_bias"):
+            if f"backbone.layers.{i}.mixer.{name}" not in tensors:
+                continue
             tensor = tensors[f"backbone.layers.{i}.mixer.{name}"].to("cpu", torch.float32).contiguous()
             digest.update(f"{i}.{name}{tuple(tensor.shape)}".encode())
             digest.update(tensor.numpy().tobytes())

@@ -5,7 +5,8 @@ with attach(model, "mamba-130m.longscan.safetensors"):
     model.generate(ids, max_new_tokens=64)
 
 Inference only: no gradient passes through an attached model. Where decimation drops tokens, `model(ids).logits` has a
-row for each token still present (`attached.positions`); logits_to_keep protects the last ones.
+row for each token still present (`attached.positions`); logits_to_keep protects the last ones. The hybrids Zamba2 and
+Bamba filter but never decimate: their attention layers and its caches need every token. docs/attach.md has the table.
 """
 
 from __future__ import annotations
@@ -29,14 +30,17 @@ def attach(
     method: str = "auto",
     filter_decode: bool = True,
     backend: str = "auto",
+    checkpoint: str | None = None,
 ) -> Attached:
     """Run a foreign model's Mamba layers through our kernels, by the sidecar's plan for each prompt.
 
-    model: transformers' MambaForCausalLM or FalconMambaForCausalLM, or mamba_ssm's MambaLMHeadModel; it is changed in
+    model: transformers' Mamba, FalconMamba, Mamba2, Zamba2 or Bamba, or mamba_ssm's MambaLMHeadModel; it is changed in
         place, and its projections, norms, attention and caches stay its own
     sidecar: a file, a Hub id or a Sidecar; None is the plain model (with transformers' chunked Mamba-1 prefill mended)
     method: "auto" (the sidecar's choice at the prompt's length) or one to force, as in LM.prefill
     filter_decode: filter generated tokens too, with the sidecar's g at the length reached; False as published
+    checkpoint: the folder or Hub id the model was loaded from, asked for only where the model is in half precision and
+        does not say (mamba_ssm): the sidecar is checked against float32 values
 
     Raises ValueError for a model attach does not know, one that is attached already, or a method it cannot follow, and
     SidecarError for a sidecar that is malformed or made for another model.
@@ -53,7 +57,7 @@ def attach(
     if isinstance(sidecar, str | Path):
         sidecar = Sidecar.read(sidecar)
     if sidecar is not None:
-        check_sidecar(sidecar, model, family)
+        check_sidecar(sidecar, model, family, checkpoint)
     return Attached(model, family, sidecar, method, backend, filter_decode)
 
 

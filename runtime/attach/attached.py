@@ -37,14 +37,14 @@ class Attached:
     def __init__(
         self, model: nn.Module, family: Family, sidecar: Sidecar | None, method: str, backend: str, filter_decode: bool
     ):
-        self.model, self.family, self.sidecar, self.method = model, family, sidecar, method
-        self.filter_decode, self.backend = filter_decode, backend
+        self.model, self.family, self.backend = model, family, backend
         self.view = View(model, family, backend)
+        self.sidecar: Sidecar | None = None
+        self.read_with(sidecar, method, filter_decode)
         self.plan: Plan | tuple[Plan, ...] | None = None
         self.positions: Tensor | None = None
-        self.total_length: int | None = None
+        self.total_length: float | None = None
         self.observer: Observer | None = None
-        self._growth = None if sidecar is None else Growth(sidecar, self.view)  # type: ignore[arg-type]
         self._plans: list[LayerPlan] = []
         self._mask: Tensor | None = None
         self._protected = 1
@@ -57,13 +57,19 @@ class Attached:
 
     def _replace(self) -> None:
         for k, part in enumerate(self.view.parts):
-            part.module.forward = torch.compiler.disable(partial(self._mix, k))
+            part.module.forward = torch.compiler.disable(partial(self._forward, k))
             self._undo.append(partial(delattr, part.module, "forward"))
             if self.family.decimates:
                 self._undo.append(part.block.register_forward_hook(self._gather).remove)
         self._undo.append(self.model.register_forward_pre_hook(self._asks, with_kwargs=True).remove)
         vars(self.model)[MARK] = self
         self._undo.append(partial(vars(self.model).pop, MARK))
+
+    def read_with(self, sidecar: Sidecar | None, method: str, filter_decode: bool) -> None:
+        """What the next call reads with; the model stays attached."""
+        if sidecar is None or sidecar is not self.sidecar:
+            self._growth = None if sidecar is None else Growth(sidecar, self.view)  # type: ignore[arg-type]
+        self.sidecar, self.method, self.filter_decode = sidecar, method, filter_decode
 
     def detach(self) -> None:
         """Give the model its own forward back: the same functions, the same bits. A second call does nothing."""
@@ -84,15 +90,20 @@ class Attached:
     def _asks(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._asked = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
 
-    @torch.no_grad()
-    def _mix(self, k: int, *args: Any, **kwargs: Any) -> Tensor:
+    def _forward(self, k: int, *args: Any, **kwargs: Any) -> Tensor:
         """The forward of the k-th mixer: (B, L, M) -> (B, L, M)."""
-        part = self.view.parts[k]
-        mixer = part.mixer
-        hidden, mask, memory = self.family.call(part.module, *args, **kwargs)
-        if k == 0:
-            self._begin(hidden, mask, memory)
-        mask, plan, steering = self._mask, self._plans[k], mixer.steering
+        module = self.view.parts[k].module
+        if module.training and torch.is_grad_enabled():
+            raise ValueError("an attached model is for inference; call model.eval(), or detach(model) before training")
+        hidden, mask, memory = self.family.call(module, *args, **kwargs)
+        with torch.no_grad():
+            if k == 0:
+                self._begin(hidden, mask, memory)
+            return self._mix(k, hidden, memory)
+
+    def _mix(self, k: int, hidden: Tensor, memory: Memory | None) -> Tensor:
+        mixer, mask, plan = self.view.parts[k].mixer, self._mask, self._plans[k]
+        steering = mixer.steering
         conv, ssm = (None, None) if memory is None else memory.read(mixer.width)
         inputs = mixer.inputs(hidden, conv, mask)
         if self.observer is not None:
@@ -193,7 +204,7 @@ def _gather(t: Tensor, index: Tensor) -> Tensor:
 
 def _nothing_read(batch: int) -> State:
     """A reading: a State whose tensors live in the foreign model's cache. Lengths stay on the CPU."""
-    empty = torch.empty(0)
+    empty = torch.empty(0, batch)
     return State(conv=empty, ssm=empty, length=torch.zeros(batch, dtype=torch.int64), plan=Plan("none", 0))
 
 

@@ -16,6 +16,16 @@ from ..state import State
 _READING = "_longscan_reading"  # an attribute of the library's cache: it is copied and dropped with it
 
 
+def reading_of(cache: Any) -> State | None:
+    """How far a library's cache was read by an attached model; None if by none."""
+    return getattr(cache, _READING, None)
+
+
+def remember(cache: Any, reading: State) -> None:
+    """Let the reading travel with the cache."""
+    setattr(cache, _READING, reading)
+
+
 class Memory(Protocol):
     """One layer's states in the library's own cache."""
 
@@ -57,10 +67,10 @@ class TransformersMemory:
         self.cache.update_recurrent_state(ssm, self.layer)
 
     def reading(self) -> State | None:
-        return getattr(self.cache, _READING, None)
+        return reading_of(self.cache)
 
     def remember(self, reading: State) -> None:
-        setattr(self.cache, _READING, reading)
+        remember(self.cache, reading)
 
 
 def call_transformers(
@@ -102,10 +112,10 @@ class MambaSSMMemory:
             held[1].copy_(ssm)
 
     def reading(self) -> State | None:
-        return getattr(self.params, _READING, None)
+        return reading_of(self.params)
 
     def remember(self, reading: State) -> None:
-        setattr(self.params, _READING, reading)
+        remember(self.params, reading)
 
 
 def call_mamba_ssm(mixer: Any, hidden_states: Tensor, inference_params: Any = None, **more: Any) -> Call:

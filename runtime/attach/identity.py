@@ -14,41 +14,57 @@ from ..source import locate
 from ..weights import _fingerprint
 from .families import Family
 
-_STEERING = ("A_log", "dt_proj.bias")
+_STEERING = ("A_log", "dt_proj.bias", "dt_bias")  # of each mixer, those it has
 
 
-def check_sidecar(sidecar: Sidecar, model: Any, family: Family) -> None:
+def fingerprint_of(model: Any, family: Family) -> str:
+    """sha256 over shapes, A_log and dt bias as float32, layers counted over the Mamba layers alone."""
+    return _digest(model, family, _steering(model, family))
+
+
+def check_sidecar(sidecar: Sidecar, model: Any, family: Family, checkpoint: str | None = None) -> None:
     """Raise SidecarError unless the sidecar was made for this model's weights.
 
-    A model loaded in half precision has rounded the very values the fingerprint covers. Then the checkpoint it says it
-    came from (`name_or_path`) is read instead, and must agree with the model up to that rounding.
+    A model loaded in half precision has rounded the very values the fingerprint covers. Then the checkpoint it came
+    from (its own `name_or_path`, or the one given) is read instead, and must agree with the model up to that rounding.
     """
     held = _steering(model, family)
-    name = str(getattr(model, "name_or_path", "") or type(model).__name__)
-    n_layer = sum(key.endswith("A_log") for key in held)
-    found = _fingerprint(held, n_layer)
-    if found != sidecar.metadata["model_fingerprint"] and held["backbone.layers.0.mixer.A_log"].dtype != torch.float32:
+    found = _digest(model, family, held)
+    name = checkpoint or str(getattr(model, "name_or_path", "") or type(model).__name__)
+    if found != sidecar.metadata["model_fingerprint"] and any(t.dtype != torch.float32 for t in held.values()):
         try:
             stored = read_tensors(locate(name), lambda key, t: t if key.endswith(_STEERING) else t.to("meta"))
         except CheckpointError as error:
             raise SidecarError(
                 "model_fingerprint: this model's A_log is in half precision, too coarse to compare, and its checkpoint "
-                f"cannot be read ({error}); load the model in float32"
+                f"cannot be read ({error}); give attach(..., checkpoint=...), or load the model in float32"
             ) from error
-        values = {key: t for key, t in held.items() if key.endswith(_STEERING)}
-        if all(key in stored and torch.equal(stored[key].to(t.dtype), t.cpu()) for key, t in values.items()):
-            found = _fingerprint(stored, n_layer)
+        if all(key in stored and torch.equal(stored[key].to(t.dtype), t.cpu()) for key, t in held.items()):
+            found = _digest(model, family, stored)
     sidecar.check_model(found, name)
 
 
 def _steering(model: Any, family: Family) -> dict[str, Tensor]:
-    """What the fingerprint covers, by the state-spaces names."""
+    """What the fingerprint covers, by the names of the model's own checkpoint."""
+    mixers = {id(mixer) for _, mixer in family.find(model)}
+    return {
+        f"{path}.{name}": parameter.detach()
+        for path, module in model.named_modules()
+        if id(module) in mixers
+        for name, parameter in module.named_parameters()
+        if name in _STEERING
+    }
+
+
+def _digest(model: Any, family: Family, steering: dict[str, Tensor]) -> str:
+    names = {id(module): path for path, module in model.named_modules()}
     mixers = [mixer for _, mixer in family.find(model)]
     tensors = {
-        f"backbone.layers.{i}.mixer.{name}": mixer.get_parameter(name).detach()
+        f"backbone.layers.{i}.mixer.{name}": steering[f"{names[id(mixer)]}.{name}"]
         for i, mixer in enumerate(mixers)
         for name in _STEERING
+        if f"{names[id(mixer)]}.{name}" in steering
     }
     tensors["backbone.embedding.weight"] = family.embedding(model).weight
     tensors["backbone.layers.0.mixer.in_proj.weight"] = mixers[0].in_proj.weight
-    return tensors
+    return _fingerprint(tensors, len(mixers))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
+from .identity import fingerprint_of
 from .mixer import Mixer, Steering
 
 if TYPE_CHECKING:
@@ -35,6 +37,11 @@ class View:
     @property
     def layers(self) -> tuple[Steering, ...]:
         return tuple(part.mixer.steering for part in self.parts)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The same that `load` gives the checkpoint; see Sidecar.check_model."""
+        return fingerprint_of(self._model, self._family)
 
     @property
     def d_inner(self) -> int:

@@ -18,6 +18,8 @@ def lively(model: Any, seed: int = 0) -> Any:
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() > 1 and not name.endswith("A_log"):
                 parameter.copy_(noise * (0.5 if "conv1d" in name or "embed" in name else parameter.shape[1] ** -0.5))
+            elif name.endswith("dt_bias"):
+                parameter.copy_(noise - 4)
             else:
                 parameter.add_(noise * 0.1)
     return model.eval()
@@ -41,13 +43,13 @@ def build(name: str) -> Any:
             vocab_size=64, hidden_size=32, num_hidden_layers=4, layers_block_type=["mamba", "hybrid"] * 2,
             mamba_d_state=8, mamba_headdim=8, n_mamba_heads=8, mamba_ngroups=2, mamba_expand=2, chunk_size=16,
             num_attention_heads=4, num_key_value_heads=4, intermediate_size=48, num_mem_blocks=1, adapter_rank=4,
-            use_shared_attention_adapter=True, use_mem_rope=True, pad_token_id=0,
+            use_shared_attention_adapter=True, use_mem_rope=True, pad_token_id=0, eos_token_id=None,
         )  # fmt: skip
     else:
         config = transformers.BambaConfig(
             vocab_size=64, hidden_size=32, num_hidden_layers=3, attn_layer_indices=[1], mamba_n_heads=8, mamba_d_head=8,
             mamba_n_groups=2, mamba_d_state=8, mamba_expand=2, mamba_chunk_size=16, num_attention_heads=4,
-            num_key_value_heads=2, intermediate_size=48, pad_token_id=0,
+            num_key_value_heads=2, intermediate_size=48, pad_token_id=0, eos_token_id=None,
         )  # fmt: skip
     return lively(transformers.AutoModelForCausalLM.from_config(config))
 
