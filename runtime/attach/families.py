@@ -5,6 +5,7 @@ Nothing is imported from the libraries: a model is recognised by the name and mo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -85,11 +86,19 @@ _KNOWN = {
 }
 
 
+def _check_transformers() -> None:
+    """transformers 5 keeps Mamba's states in its common Cache; before, each family had one of its own."""
+    if not hasattr(sys.modules["transformers.cache_utils"].Cache, "get_recurrent_state"):
+        raise ValueError("this transformers keeps Mamba's states in older caches; pip install --upgrade transformers")
+
+
 def family_of(model: object) -> Family:
     """The family of a model, also of one whose class derives from a known one. Raises ValueError for any other."""
     for kind in type(model).__mro__:
         for (package, name), family in _KNOWN.items():
             if kind.__name__ == name and kind.__module__.startswith(package):
+                if family.call is call_transformers:
+                    _check_transformers()
                 return family
     names = sorted({name for _, name in _KNOWN if not name.endswith("Model") or name.startswith("MambaLM")})
     raise ValueError(f"attach does not know {type(model).__name__}; give a model of {', '.join(names)}")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-from longscan.runtime import SidecarError, attach, detach, load
+from longscan.runtime import Sidecar, SidecarError, attach, detach, load
 
 from ...checkpoints import make_sidecar
 from .models import FAMILIES, build, cache_of, lively
@@ -33,7 +34,14 @@ def pair(request, tmp_path_factory):
     peer = build(request.param)
     folder = tmp_path_factory.mktemp(request.param)
     peer.save_pretrained(folder)
-    return peer, load(folder, make_sidecar(load(folder)))
+    return peer, load(folder, with_scales(make_sidecar(load(folder))))
+
+
+def with_scales(sidecar: Sidecar) -> Sidecar:
+    """The same with a factor on delta between 1/2 and 1."""
+    g = torch.Generator().manual_seed(3)
+    scales = 0.5 + torch.rand(sidecar.tensors["bands.0.thresholds"].shape, generator=g) / 2
+    return replace(sidecar, tensors={**sidecar.tensors, "bands.0.scales": scales})
 
 
 @torch.no_grad()
@@ -81,7 +89,7 @@ def test_transformers_alone_loses_the_state_between_chunks(ids, relative_rms):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", ["none", "filter", "decimate", "both"])
+@pytest.mark.parametrize("method", ["none", "filter", "decimate", "both", "scale"])
 def test_every_method_equals_the_runtime(pair, ids, method, relative_rms):
     peer, lm = pair
     wanted = lm.prefill(ids, method=method, logits_to_keep=0)
@@ -105,7 +113,7 @@ def test_logits_to_keep_protects_tokens(pair, ids, relative_rms):
 
 
 @pytest.mark.parametrize("filter_decode", [True, False])
-@pytest.mark.parametrize("method", ["none", "filter", "both"])
+@pytest.mark.parametrize("method", ["none", "filter", "both", "scale"])
 def test_generate_is_the_runtimes(pair, ids, method, filter_decode):
     peer, lm = pair
     ours = load(lm.source.folder, lm.sidecar, filter_decode=filter_decode)
@@ -128,6 +136,18 @@ def test_rows_of_unequal_length_have_their_own_plans(pair, ids, relative_rms):
         step = peer(token[:, None], cache_params=out.cache_params, use_cache=True)
     assert relative_rms(out.logits[:, -1], wanted.logits[:, -1]) < 1e-4
     assert relative_rms(step.logits[:, -1], lm.step(token, wanted.state)[0]) < 1e-4
+
+
+def test_generate_continues_padded_rows(pair, ids):
+    peer, lm = pair
+    mask = torch.ones_like(ids)
+    mask[0, :40] = 0
+    wanted = list(lm.generate([ids[0, 40:], ids[1]], 16, method="filter"))
+    with attach(peer, lm.sidecar, method="filter"):
+        found = peer.generate(
+            ids, attention_mask=mask, max_new_tokens=16, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+    assert found[:, 64:].T.tolist() == wanted
 
 
 @torch.no_grad()
@@ -162,7 +182,7 @@ def test_the_runtime_alone_imports_no_other_library():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_wrong_sidecars_models_and_calls_are_refused(pair, ids):
+def test_wrong_sidecars_models_and_calls_are_refused(pair, ids, monkeypatch):
     peer, lm = pair
     other = lively(copy.deepcopy(peer), seed=5)
     with pytest.raises(SidecarError, match="model_fingerprint"):
@@ -175,6 +195,17 @@ def test_wrong_sidecars_models_and_calls_are_refused(pair, ids):
         attach(peer, method="filter")
     with pytest.raises(ValueError, match="not attached"):
         detach(peer)
+    offloaded = copy.deepcopy(peer)
+    offloaded.backbone.layers[1].mixer.forward = offloaded.backbone.layers[1].mixer.forward  # as accelerate does
+    with pytest.raises(ValueError, match="load it on one device"):
+        attach(offloaded)
+    training = copy.deepcopy(peer).train()
+    with attach(training), pytest.raises(ValueError, match="for inference"):
+        training(ids)
+    monkeypatch.delattr(transformers.cache_utils.Cache, "get_recurrent_state")
+    with pytest.raises(ValueError, match="older caches"):
+        attach(peer)
+    monkeypatch.undo()
     cache = peer(ids, use_cache=True).cache_params
     with attach(peer, lm.sidecar, method="both"):
         with pytest.raises(ValueError, match="attached already"):
