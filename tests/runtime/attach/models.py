@@ -25,29 +25,30 @@ def lively(model: Any, seed: int = 0) -> Any:
     return model.eval()
 
 
-def build(name: str) -> Any:
-    """A causal language model of transformers, 64 tokens of vocabulary, with biases where the family has them."""
+def build(name: str, vocab_size: int = 64) -> Any:
+    """A causal language model of transformers, with biases where the family has them."""
     import transformers
 
     torch.manual_seed(0)
+    common: dict[str, Any] = {"vocab_size": vocab_size}
     if name in ("mamba", "falcon_mamba"):
         kind = {"mamba": transformers.MambaConfig, "falcon_mamba": transformers.FalconMambaConfig}[name]
-        config = kind(vocab_size=64, hidden_size=24, state_size=8, num_hidden_layers=3, use_bias=name == "mamba")
+        config = kind(**common, hidden_size=24, state_size=8, num_hidden_layers=3, use_bias=name == "mamba")
     elif name == "mamba2":
         config = transformers.Mamba2Config(
-            vocab_size=64, hidden_size=24, state_size=8, num_hidden_layers=3, num_heads=6, head_dim=8, n_groups=2,
+            **common, hidden_size=24, state_size=8, num_hidden_layers=3, num_heads=6, head_dim=8, n_groups=2,
             chunk_size=16, use_bias=True, time_step_limit=(0.004, 0.5),
         )  # fmt: skip
     elif name == "zamba2":
         config = transformers.Zamba2Config(
-            vocab_size=64, hidden_size=32, num_hidden_layers=4, layers_block_type=["mamba", "hybrid"] * 2,
+            **common, hidden_size=32, num_hidden_layers=4, layers_block_type=["mamba", "hybrid"] * 2,
             mamba_d_state=8, mamba_headdim=8, n_mamba_heads=8, mamba_ngroups=2, mamba_expand=2, chunk_size=16,
             num_attention_heads=4, num_key_value_heads=4, intermediate_size=48, num_mem_blocks=1, adapter_rank=4,
             use_shared_attention_adapter=True, use_mem_rope=True, pad_token_id=0, eos_token_id=None,
         )  # fmt: skip
     else:
         config = transformers.BambaConfig(
-            vocab_size=64, hidden_size=32, num_hidden_layers=3, attn_layer_indices=[1], mamba_n_heads=8, mamba_d_head=8,
+            **common, hidden_size=32, num_hidden_layers=3, attn_layer_indices=[1], mamba_n_heads=8, mamba_d_head=8,
             mamba_n_groups=2, mamba_d_state=8, mamba_expand=2, mamba_chunk_size=16, num_attention_heads=4,
             num_key_value_heads=2, intermediate_size=48, pad_token_id=0, eos_token_id=None,
         )  # fmt: skip
