@@ -31,10 +31,13 @@ class Memory(Protocol):
 
     def started(self) -> bool:
         """Whether tokens were read before this call."""
+
     def read(self, width: int) -> tuple[Tensor | None, Tensor | None]:
         """The last W-1 inputs of the convolution (B, channels, W-1) and the ssm state; None before the first token."""
+
     def write(self, raw: Tensor, ssm: Tensor, width: int) -> None:
         """Append this call's inputs of the convolution, raw (B, L, channels), and replace the ssm state."""
+
     def reading(self) -> State | None: ...
     def remember(self, reading: State) -> None: ...
 
