@@ -135,13 +135,14 @@ class Attached:
                 raise ValueError(
                     "this cache was not filled by the attached model with as many rows; start with a new cache"
                 )
-            state = before if L == 1 else before.clone()
-        if L == 1 and not fresh:
+            state = before
+        if L == 1 and not fresh and state.total is None:  # a token that is decoded, not a piece of a prompt
             growing = self.filter_decode and self._growth is not None
             self._plans = self._growth.layer_plans(state) if growing else [PLAIN] * len(self.view.parts)  # type: ignore[union-attr]
             state.length += 1
             return
-        self._mask = mask = _left_padding(mask)
+        state, self._mask = state.clone(), _left_padding(mask)
+        mask = self._mask
         new = torch.full_like(state.length, L) if mask is None else mask.sum(1).cpu()
         keep = asked.get("logits_to_keep", asked.get("num_last_tokens", 0))
         self._protected = max(1, keep if isinstance(keep, int) else L)
