@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from longscan.kernels import causal_conv1d, selective_scan, selective_step, token_scores
+from longscan.kernels import causal_conv1d, selective_scan, selective_step, ssd_scan, ssd_step, token_scores
 
-from ..kernels.cases import double, scan_inputs, without
+from ..kernels.cases import double, scan_inputs, ssd_inputs, without
 
 pytestmark = pytest.mark.gpu
 
@@ -39,6 +39,21 @@ def test_conv_scores_and_step(relative_rms):
     pairs = ((state, "triton"), (oracle, "reference"))
     ys = [selective_step(s, *one, delta_bias=a["delta_bias"], backend=k) for s, k in pairs]
     assert relative_rms(*ys) < 1e-5 and relative_rms(state, oracle) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2, 5, 1, 3), (2, 4096, 8, 64, 1, 128), (2, 777, 4, 64, 2, 256)], ids=str)
+@pytest.mark.parametrize("dropped", [(), ("index",)], ids=["all", "no index"])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 1e-2)])
+def test_ssd(shape, dropped, dtype, bound, relative_rms):
+    a = without(cuda(ssd_inputs(*shape, dtype=dtype)), *dropped)
+    y, last = ssd_scan(**a, backend="triton")
+    wanted, wanted_last = ssd_scan(**double(a), backend="reference")
+    assert relative_rms(y, wanted) < bound and relative_rms(last, wanted_last) < bound
+    state, oracle = a["initial_state"].clone(), a["initial_state"].clone()
+    one = [a[k][:, 0] if k in ("x", "delta", "B", "C", "z") else a[k] for k in ("x", "delta", "A", "B", "C", "D", "z")]
+    pairs = ((state, "triton"), (oracle, "reference"))
+    ys = [ssd_step(s, *one, delta_bias=a["delta_bias"], backend=k) for s, k in pairs]
+    assert relative_rms(*ys) < bound and relative_rms(state, oracle) < 1e-5
 
 
 def test_models_agree_across_devices(relative_rms):
