@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...kernels import token_scores
 from ..growth import Growth
 from ..observer import Observer, ScanInputs
 from ..plan import PLAIN, LayerPlan, Plan
@@ -107,7 +106,7 @@ class Attached:
         conv, ssm = (None, None) if memory is None else memory.read(mixer.width)
         inputs = mixer.inputs(hidden, conv, mask)
         if self.observer is not None:
-            seen = ScanInputs(steering, plan, inputs.x, inputs.delta, inputs.B, inputs.C, mask)  # type: ignore[arg-type]
+            seen = ScanInputs(steering, plan, inputs.x, inputs.delta, inputs.B, inputs.C, mask)
             plan = self.observer.observe(k, seen) or plan
         index = None
         if ssm is not None and hidden.shape[1] == 1:
@@ -115,7 +114,7 @@ class Attached:
             y = mixer.step(inputs, steering, plan, ssm)
         else:
             if plan.keep is not None:
-                score = token_scores(inputs.delta, steering.dt_bias, weight=plan.score_weight, backend=self.backend)
+                score = steering.scores(inputs.delta, plan.score_weight, self.backend)
                 index = select(score, plan.keep, self._protected)
             y, ssm = mixer.scan(inputs, steering, plan, mask, index, ssm)
         if memory is not None:

@@ -11,10 +11,8 @@ from ..checkpoint import read_tensors
 from ..errors import CheckpointError, SidecarError
 from ..sidecar import Sidecar
 from ..source import locate
-from ..weights import _fingerprint
+from ..weights import STEERING, fingerprint
 from .families import Family
-
-_STEERING = ("A_log", "dt_proj.bias", "dt_bias")  # of each mixer, those it has
 
 
 def fingerprint_of(model: Any, family: Family) -> str:
@@ -33,7 +31,7 @@ def check_sidecar(sidecar: Sidecar, model: Any, family: Family, checkpoint: str 
     name = checkpoint or str(getattr(model, "name_or_path", "") or type(model).__name__)
     if found != sidecar.metadata["model_fingerprint"] and any(t.dtype != torch.float32 for t in held.values()):
         try:
-            stored = read_tensors(locate(name), lambda key, t: t if key.endswith(_STEERING) else t.to("meta"))
+            stored = read_tensors(locate(name), lambda key, t: t if key.endswith(STEERING) else t.to("meta"))
         except CheckpointError as error:
             raise SidecarError(
                 "model_fingerprint: this model's A_log is in half precision, too coarse to compare, and its checkpoint "
@@ -52,7 +50,7 @@ def _steering(model: Any, family: Family) -> dict[str, Tensor]:
         for path, module in model.named_modules()
         if id(module) in mixers
         for name, parameter in module.named_parameters()
-        if name in _STEERING
+        if name in STEERING
     }
 
 
@@ -62,9 +60,9 @@ def _digest(model: Any, family: Family, steering: dict[str, Tensor]) -> str:
     tensors = {
         f"backbone.layers.{i}.mixer.{name}": steering[f"{names[id(mixer)]}.{name}"]
         for i, mixer in enumerate(mixers)
-        for name in _STEERING
+        for name in STEERING
         if f"{names[id(mixer)]}.{name}" in steering
     }
     tensors["backbone.embedding.weight"] = family.embedding(model).weight
     tensors["backbone.layers.0.mixer.in_proj.weight"] = mixers[0].in_proj.weight
-    return _fingerprint(tensors, len(mixers))
+    return fingerprint(tensors, len(mixers))

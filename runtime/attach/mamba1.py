@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ...kernels import causal_conv1d, selective_scan, selective_step
 from ..plan import LayerPlan
-from .mixer import Inputs, Steering, wide
+from ..steering import Steering
+from .mixer import Inputs, wide
 
 
 class Mamba1:
@@ -29,7 +30,7 @@ class Mamba1:
     @property
     def steering(self) -> Steering:
         """What decides how fast each channel forgets."""
-        return Steering(-torch.exp(wide(self.mixer.A_log)), wide(self.mixer.dt_proj.bias))
+        return Steering(A=-torch.exp(wide(self.mixer.A_log)), dt_bias=wide(self.mixer.dt_proj.bias))
 
     def inputs(self, hidden: Tensor, conv: Tensor | None, mask: Tensor | None) -> Inputs:
         """hidden (B, L, M) and the conv state (B, D, W-1) -> everything the scan reads."""

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ...kernels import causal_conv1d, ssd_scan, ssd_step
 from ..plan import LayerPlan
-from .mixer import Inputs, Steering, wide
+from ..steering import Steering
+from .mixer import Inputs, wide
 
 
 class Mamba2:
@@ -35,7 +36,7 @@ class Mamba2:
     @property
     def steering(self) -> Steering:
         """What decides how fast each head forgets."""
-        return Steering(-torch.exp(wide(self.mixer.A_log)), wide(self.mixer.dt_bias))
+        return Steering(A=-torch.exp(wide(self.mixer.A_log)), dt_bias=wide(self.mixer.dt_bias), limit=self.limit)
 
     def inputs(self, hidden: Tensor, conv: Tensor | None, mask: Tensor | None) -> Inputs:
         """hidden (B, L, M), conv state -> x (B, L, H, P), delta (B, L, H), B and C (B, L, G, N), z (B, L, H P)."""
@@ -56,14 +57,14 @@ class Mamba2:
         return ssd_scan(
             i.x, i.delta, s.A, i.B, i.C, self.skip(),
             delta_bias=s.dt_bias, threshold=plan.threshold, scale=plan.scale, index=index, mask=mask,
-            initial_state=ssm, delta_limit=self.limit, backend=self.backend,
+            initial_state=ssm, delta_limit=s.limit, backend=self.backend,
         )  # fmt: skip
 
     def step(self, i: Inputs, s: Steering, plan: LayerPlan, ssm: Tensor) -> Tensor:
         """One token: y (B, 1, H, P); `ssm` is updated in place."""
         y = ssd_step(
             ssm, i.x[:, 0], i.delta[:, 0], s.A, i.B[:, 0], i.C[:, 0], self.skip(),
-            delta_bias=s.dt_bias, threshold=plan.threshold, scale=plan.scale, delta_limit=self.limit,
+            delta_bias=s.dt_bias, threshold=plan.threshold, scale=plan.scale, delta_limit=s.limit,
             backend=self.backend,
         )  # fmt: skip
         return y[:, None]

@@ -9,14 +9,7 @@ import torch
 from torch import Tensor
 
 from ..plan import LayerPlan
-
-
-@dataclass(frozen=True)
-class Steering:
-    """What a channel's decay follows: A (D, N), or (H,) in Mamba-2, and delta's bias (D,) or (H,), both float32."""
-
-    A: Tensor
-    dt_bias: Tensor
+from ..steering import Steering
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ..steering import Steering
 from .identity import fingerprint_of
-from .mixer import Mixer, Steering
+from .mixer import Mixer
 
 if TYPE_CHECKING:
     from .families import Family
@@ -44,6 +45,6 @@ class View:
         return fingerprint_of(self._model, self._family)
 
     @property
-    def d_inner(self) -> int:
-        """Channels of a layer: what one entry of a sidecar's tables holds."""
+    def channels(self) -> int:
+        """Values of delta a token and layer: what one entry of a sidecar's tables holds."""
         return int(self.parts[0].module.A_log.shape[0])

@@ -55,17 +55,18 @@ def ids():
     return torch.randint(1, 64, (2, 64), generator=torch.Generator().manual_seed(2))
 
 
-@pytest.fixture(scope="module")
-def pair(mamba_ssm, tmp_path_factory):
+@pytest.fixture(scope="module", params=["Mamba1", "Mamba2"])
+def pair(request, mamba_ssm, tmp_path_factory):
     """The model, and its checkpoint in the runtime with a sidecar."""
-    peer, folder = make(mamba_ssm), tmp_path_factory.mktemp("mamba")
+    more = {"headdim": 8, "ngroups": 2, "dt_limit": (0.004, 0.5)} if request.param == "Mamba2" else {}
+    peer, folder = make(mamba_ssm, layer=request.param, **more), tmp_path_factory.mktemp("mamba")
     peer.save_pretrained(folder)
     return peer, load(folder, make_sidecar(load(folder)))
 
 
 @torch.no_grad()
-def test_plain_mamba_is_the_librarys_reference(mamba_ssm, pair, ids, monkeypatch, relative_rms):
-    peer, _ = pair
+def test_plain_mamba_is_the_librarys_reference(mamba_ssm, ids, monkeypatch, relative_rms):
+    peer = make(mamba_ssm)
     from mamba_ssm.modules import mamba_simple
     from mamba_ssm.ops.selective_scan_interface import selective_scan_ref
 

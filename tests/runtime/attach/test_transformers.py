@@ -13,7 +13,7 @@ import torch
 from longscan.runtime import Sidecar, SidecarError, attach, detach, load
 
 from ...checkpoints import make_sidecar
-from .models import FAMILIES, build, cache_of, lively
+from .models import FAMILIES, PURE, build, cache_of, lively
 
 transformers = pytest.importorskip("transformers")
 
@@ -28,7 +28,7 @@ def model(request):
     return build(request.param)
 
 
-@pytest.fixture(scope="module", params=["mamba"])
+@pytest.fixture(scope="module", params=PURE)
 def pair(request, tmp_path_factory):
     """A transformers model, and the same checkpoint in the runtime with a sidecar."""
     peer = build(request.param)
