@@ -29,6 +29,7 @@ $(VENV)/.calibrate: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.calibrate
 	$(PIP) --editable ".[dev]"
+	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(PIP) --no-build-isolation --no-deps mamba-ssm  # its modules alone
 	touch $@
 
 clean:

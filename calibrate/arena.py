@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..runtime.model import LM
 from ..runtime.sidecar import canonical
-from .assemble import assemble, with_sidecar
+from .assemble import assemble
 from .band_tables import Tables, band_entry
 from .console import progress
 from .journal import Journal
@@ -113,7 +113,7 @@ class Arena:
         """
         left = list(dict.fromkeys(candidates))
         stop = min(candidate.untouched() for candidate in left)
-        prefix = Prefix(stop) if stop and len(left) > 1 else None
+        prefix = Prefix(stop) if stop and len(left) > 1 and not self.lm.hybrid else None
         if prefix:
             windows, trials = self.counts(1.0)
             self.token_layers += stop * (windows + trials) * length
@@ -129,12 +129,12 @@ class Arena:
 
     def _model(self, candidate: Candidate, length: int) -> LM:
         if candidate == NONE:
-            return with_sidecar(self.lm, None)
+            return self.lm.with_sidecar(None)
         filters = {length: candidate.filter} if candidate.filter else {}
         L = self.tables.train_length
         band = band_entry(candidate.method, filters, candidate.decimate, [length], L)
         tensors = self.tables.band([length], filters, candidate.decimate, candidate.scale, only=True)
-        return with_sidecar(self.lm, assemble(self.lm, L, [(band, tensors)]))
+        return self.lm.with_sidecar(assemble(self.lm, L, [(band, tensors)]))
 
 
 _NO_VALUES = torch.empty(0, dtype=torch.float64)

@@ -63,9 +63,18 @@ class Calibration:
     tokens: int
 
 
-def allowed_methods(method: str, recipe: Recipe) -> list[str]:
-    """Candidates that `--method` leaves; "none" is always one. The scale is one more where the recipe wants it."""
-    three = ["filter", "decimate", "both"]
+def allowed_methods(method: str, recipe: Recipe, hybrid: bool = False) -> list[str]:
+    """Candidates that `--method` leaves; "none" is always one. The scale is one more where the recipe wants it.
+
+    A hybrid is never decimated. Raises UserError if that is what was asked for.
+    """
+    only_decimates = method in ("decimate", "both") or (recipe.filter.fit != "published" and not recipe.decimate.search)
+    if hybrid and only_decimates:
+        raise UserError(
+            "this model's attention layers need every token, so it cannot be decimated; "
+            "give --method auto, filter or none and a recipe that filters"
+        )
+    three = ["filter"] if hybrid else ["filter", "decimate", "both"]
     some = {"auto": three + ["scale"] * recipe.scale.search, "both": three, "none": []}
     return some.get(method, [method])
 
@@ -80,6 +89,7 @@ def calibrate(lm: LM, recipe: Recipe, options: Options, world: World = ALONE) ->
     """Calibrate a model. Raises UserError with the remedy where texts, lengths and model do not fit together."""
     began = time.monotonic()
     L, lengths = options.train_length, sorted(options.lengths)
+    allowed = allowed_methods(options.method, recipe, lm.hybrid)
     if lengths[0] <= L:
         raise UserError(f"length {lengths[0]} is not above the training length {L}; give longer --lengths")
     texts = read_texts(options.texts, role="run")
@@ -108,7 +118,7 @@ def calibrate(lm: LM, recipe: Recipe, options: Options, world: World = ALONE) ->
     if options.method == "none":
         return finish([(band_entry("none", {}, None, lengths, L), {})])
     published = _published_table(lm, recipe, options)
-    batch_tokens = tokens_a_batch(recipe.measure.batch_tokens, lm.weights.layers[0].conv_shape[0])
+    batch_tokens = tokens_a_batch(recipe.measure.batch_tokens, 2 * lm.weights.embedding.shape[1])  # d_inner
     layers = measured(lm, windows, batch_tokens, published, journal, world)
     provenance["layers"] = [{"mean_distance": round(float(layer.reach().mean()), 3)} for layer in layers]
     sweep_tokens = recipe.measure.sweep_windows * L
@@ -120,7 +130,6 @@ def calibrate(lm: LM, recipe: Recipe, options: Options, world: World = ALONE) ->
 
     arena = _arena(lm, tables, held_out, batch_tokens, options, journal, world)
     plain_scores(arena, lengths)
-    allowed = allowed_methods(options.method, recipe)
     search = Search(arena, recipe, lengths, options.seed)
     picks = search.run(set(allowed))
     provenance["fits"] = sorted(search.fits, key=lambda fit: fit["length"])
@@ -196,7 +205,7 @@ def _published_band(
         mass = {n: value for n, value in mass.items() if value > 0}
         filters = {n: FilterPick(log_theta, tuple(range(len(layers))), 1.0) for n in options.lengths}
     decimate = None
-    if options.method in ("decimate", "both", "auto"):
+    if options.method in ("decimate", "both", "auto") and not lm.hybrid:
         row = published_decimation(recipe, lm.source.name, len(layers), L)
         decimate = DecimatePick(tuple(row.layers), row.base, row.beta, "all")
         tensors |= tables.band(options.lengths, {}, decimate, None)

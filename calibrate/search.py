@@ -159,7 +159,7 @@ class Search:
 
     def _fitted(self, pick: FilterPick, length: int) -> FilterPick:
         """The same pick under the fits of g that the recipe allows; the stretched one unless another is better."""
-        if self.recipe.filter.g_fit == "stretched":
+        if self.recipe.filter.g_fit == "stretched" or self.arena.lm.hybrid:
             return pick
         fit: Fit = "sequential"
         shares = sorted({min(1.0, round(pick.share * step, 6)) for step in (0.71, 1.0, 1.41)})
