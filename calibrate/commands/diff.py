@@ -15,7 +15,7 @@ from .group import cli, json_option
 @click.argument("b")
 @json_option
 def diff(a: str, b: str, as_json: bool) -> None:
-    """Compare two sidecars: what they do, their tables, their metadata.
+    """Compare two sidecars: plans, tables and settings.
 
     A and B are files or Hub repositories; user/name@revision is one of its commits.
     """
