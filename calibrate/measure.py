@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..runtime.model import LM
 from ..runtime.observer import ScanInputs
 from ..runtime.plan import LayerPlan
+from . import heads
 from .console import progress
 from .journal import Journal
 from .published_fit import published_g
@@ -49,7 +49,12 @@ class LayerMeasurement:
 
 
 def log_decay(delta: Tensor, A: Tensor) -> Tensor:
-    """log prod_t mean_n exp(delta_t A_n): delta (L, D), A (D, N) -> (D,) float64. Mean over states at each step."""
+    """log prod_t mean_n exp(delta_t A_n): delta (L, D), A (D, N) -> (D,) float64. Mean over states at each step.
+
+    Mamba-2, A (H,): log exp(A_h sum_t delta_t), (H,) float64.
+    """
+    if A.dim() == 1:
+        return heads.log_decay(delta, A)
     total = torch.zeros(delta.shape[1], dtype=torch.float64, device=delta.device)
     for part in delta.split(_TIME_BLOCK):
         total += torch.exp(part[:, :, None] * A).mean(2).double().log().sum(0)
@@ -60,7 +65,8 @@ def mean_distance(delta: Tensor, A: Tensor, B: Tensor, C_last: Tensor) -> Tensor
     """Mamba Mean Distance of one sequence: sum_j (L-1-j)|M_j| / sum_j |M_j| of each channel, (D,) float64, in tokens.
 
     M_j = sum_n C_n exp(A_n sum_{k>j} delta_k) delta_j B_jn is the implicit attention of the last token.
-    delta (L, D), A (D, N), B (L, N), C_last (N,). A layer's distance is the mean over its channels.
+    delta (L, D), A (D, N), B (L, N), C_last (N,); Mamba-2: delta (L, H), A (H,), B (L, G, N), C_last (G, N).
+    A layer's distance is the mean over its channels.
     """
     L, D = delta.shape
     after = delta.flip(0).cumsum(0).flip(0) - delta  # sum of delta over k > j
@@ -68,7 +74,10 @@ def mean_distance(delta: Tensor, A: Tensor, B: Tensor, C_last: Tensor) -> Tensor
     total = torch.zeros_like(weighted)
     for start in range(0, L, _TIME_BLOCK):
         part = slice(start, start + _TIME_BLOCK)
-        M = torch.einsum("ldn,ln->ld", torch.exp(after[part, :, None] * A), B[part] * C_last) * delta[part]
+        if A.dim() == 1:
+            M = heads.attention(after[part], delta[part], A, B[part], C_last)
+        else:
+            M = torch.einsum("ldn,ln->ld", torch.exp(after[part, :, None] * A), B[part] * C_last) * delta[part]
         size = M.abs().double()
         distance = torch.arange(L - 1 - start, L - 1 - start - size.shape[0], -1, device=delta.device)
         weighted += (distance[:, None] * size).sum(0)
@@ -96,7 +105,7 @@ class Measure:
 
     def observe(self, layer: int, inputs: ScanInputs) -> LayerPlan | None:
         w, found, A = inputs.weights, self.layers[layer], inputs.weights.A.float()
-        delta = F.softplus(inputs.delta.float() + w.dt_bias.float())
+        delta = w.positive(inputs.delta)
         found.sketch.add(delta.flatten(0, 1))
         for row, window in enumerate(range(self.first, self.first + len(delta))):
             found.log_decay[window] = log_decay(delta[row], A)
