@@ -16,7 +16,7 @@ from .band_tables import Tables, band_entry
 from .console import progress
 from .journal import Journal
 from .picks import NONE, Candidate
-from .prefix import Prefix, read_all
+from .prefix import Prefix, read_whole
 from .score import PasskeyTrials, passkey_answered, tail_losses
 from .world import ALONE, World
 
@@ -87,7 +87,7 @@ class Arena:
         key = canonical([asdict(candidate), length, len(seen.losses), windows, len(seen.exact), trials])
         found = self.journal.get(key)
         if found is None:
-            lm, method, read = self._model(candidate, length), candidate.method, prefix.read if prefix else read_all
+            lm, method, read = self._model(candidate, length), candidate.method, prefix.read if prefix else read_whole
             found = {"losses": [], "right": [], "probability": []}
             if new_windows is not None and len(new_windows):
                 losses = tail_losses(lm, new_windows, self.tail, method, self.batch_tokens, world=self.world, read=read)

@@ -10,16 +10,17 @@ from torch import Tensor
 
 
 def log_decay(delta: Tensor, A: Tensor) -> Tensor:
-    """log exp(A_h sum_t delta_t): delta (L, H), A (H,) -> (H,) float64."""
-    return A.double() * delta.double().sum(0)
+    """log exp(A_h sum_t delta_t): delta (..., L, H), A (H,) -> (..., H) float64."""
+    return A.double() * delta.double().sum(-2)
 
 
 def attention(after: Tensor, delta: Tensor, A: Tensor, B: Tensor, C_last: Tensor) -> Tensor:
-    """Implicit attention of the last token, C . B_j exp(A_h sum_{k>j} delta_k) delta_j: (L, H).
+    """Implicit attention of the last token, C . B_j exp(A_h sum_{k>j} delta_k) delta_j: (..., L, H).
 
-    after, delta: (L, H), `after` the sum of delta behind each token; A (H,); B (L, G, N); C_last (G, N)
+    after, delta: (..., L, H), `after` the sum of delta behind each token; A (H,); B (..., L, G, N); C_last (..., G, N)
     """
-    alike = (B * C_last).sum(2).repeat_interleave(delta.shape[1] // B.shape[1], dim=1)
+    reads = (B * C_last[..., None, :, :]).sum(-1)  # the same in all heads of a group
+    alike = reads.repeat_interleave(delta.shape[-1] // B.shape[-2], dim=-1)
     return alike * torch.exp(after * A) * delta
 
 

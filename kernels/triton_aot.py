@@ -25,6 +25,7 @@ from .triton_conv import conv_silu
 from .triton_plan import LANES, SCAN_CONFIGS, ScanConfig
 from .triton_scan import carry, scan
 from .triton_scores import scores
+from .triton_sketch import SKETCH_CONFIG, sketch
 from .triton_ssd import ssd_carry, ssd_outputs, ssd_states, ssd_token
 from .triton_ssd_backend import CARRY_CONFIG as SSD_CARRY_CONFIG
 from .triton_ssd_backend import CHUNK, OUTPUTS_CONFIG, STATES_CONFIG, TOKEN_CONFIG, products, tile
@@ -49,14 +50,18 @@ _FLOAT32 = {
     "last",
     "delta_sum",
     "out",
+    "columns",
     "kept",
     "whole",
     "part",
 }
+_OTHER = {
+    "index": "*i64", "mask": "*i1", "top": "*i32", "shift": "*i32", "counts": "*i32", "mass": "*i64",
+    "low": "fp32", "high": "fp32",
+}  # fmt: skip
 _INT32 = re.compile(r"^(s[xdzgBCD]_[btdgh]|L|steps|channels|chunks|chunk_size|heads|shared|pieces|piece_size|size)$")
 # Tensors and rows start at multiples of 16 bytes and elements; counts of tokens and chunks are any number.
 _ANY = {"L", "steps", "chunks", "chunk_size", "heads", "shared", "pieces", "low", "high"}
-_SCALARS = {"low": "fp32", "high": "fp32"}
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,7 @@ def variants(lanes: int = LANES) -> Iterator[Variant]:
     yield scan_variant("selective_scan:filtered", main, (*PLAIN, "THRESHOLD"), lanes=lanes)
     yield scan_variant("selective_scan:states", main, lanes=lanes)
     yield scan_variant("selective_scan:all", ScanConfig(CH=1), OPTIONS, N=8, lanes=lanes, even=False)
+    yield _tile("sketch", sketch, SKETCH_CONFIG, {"UNIT": 2.0**36, "BINS": 512}, SKETCH_CONFIG["BLOCK_T"], True)
     for on in (True, False):
         carried = {"HAS_INITIAL": on, "N": 16}
         yield _tile("selective_scan:carry", carry, CARRY_CONFIG, carried, CARRY_CONFIG["BLOCK_D"] * 16, True)
@@ -156,8 +162,7 @@ def _signature(
         if _INT32.match(name):
             types[name] = "i32"
         else:
-            other = "*fp32" if name in _FLOAT32 else f"*{activations}"
-            types[name] = {"index": "*i64", "mask": "*i1", **_SCALARS}.get(name, other)
+            types[name] = _OTHER.get(name, "*fp32" if name in _FLOAT32 else f"*{activations}")
         if name not in _ANY:
             aligned[(i,)] = [["tt.divisibility", 16]]
     return types, aligned

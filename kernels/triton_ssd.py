@@ -40,17 +40,17 @@ def head_delta(
 @triton.jit
 def ssd_states(
     x, delta, A, B, bias, threshold, scale, index, mask, kept, whole, part, states,
-    sx_b, sx_t, sx_h, sd_b, sd_t, sB_b, sB_t, sB_g, sg_b, L, steps, heads, shared, low, high,
+    sx_b, sx_t, sx_h, sd_b, sd_t, sB_b, sB_t, sB_g, sg_b, L, steps, heads, shared, chunks, low, high,
     HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, LIMITED: tl.constexpr, HAS_THRESHOLD: tl.constexpr,
     HAS_SCALE: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_MASK: tl.constexpr, P: tl.constexpr, N: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, Q: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """x (B, L, H, P), delta (B, L, H), B (B, L, G, N): last dimension side by side, s*_* elements apart.
     threshold, scale: rows of H, sg_b apart. Written: states (B, chunks, H, N, P), and of each token of the scan
-    kept, whole, part (B, H, steps) float32. Grid: (heads * blocks of P, chunks, B)."""
+    kept, whole, part (B, H, steps) float32. Grid: (chunks * heads * blocks of P, B)."""
     blocks: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
-    i_h, i_p = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
-    i_c, i_b = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    i_c, i_b = tl.program_id(0).to(tl.int64) // (heads * blocks), tl.program_id(1).to(tl.int64)
+    i_h, i_p = (tl.program_id(0) // blocks % heads).to(tl.int64), tl.program_id(0) % blocks
     o_p, o_n, o_q = i_p * BLOCK_P + tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_N), tl.arange(0, Q)
     m_p, m_n = o_p < P, o_n < N
     x += i_b * sx_b + i_h * sx_h
@@ -99,7 +99,6 @@ def ssd_states(
         b_dx = (b_x.to(tl.float32) * b_left[:, None]).to(b_x.dtype)
         b_h *= tl.exp2(all_whole + all_part)
         b_h += tl.dot(tl.trans(b_B.to(b_x.dtype)), b_dx, input_precision=PRECISION)
-    chunks = tl.num_programs(1).to(tl.int64)
     p_states = states + ((i_b * chunks + i_c) * heads + i_h) * N * P + o_n[:, None] * P + o_p[None, :]
     tl.store(p_states, b_h, mask=m_n[:, None] & m_p[None, :])
 
@@ -134,17 +133,17 @@ def ssd_outputs(
     x, B, C, D, z, index, kept, whole, part, states, y,
     sx_b, sx_t, sx_h, sB_b, sB_t, sB_g, sC_b, sC_t, sC_g, sz_b, sz_t, sz_h, sD_h, steps, heads, shared, chunks,
     HAS_D: tl.constexpr, D_WIDE: tl.constexpr, HAS_Z: tl.constexpr, HAS_INDEX: tl.constexpr, P: tl.constexpr,
-    N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, Q: tl.constexpr, CHUNK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, K: tl.constexpr, Q: tl.constexpr,
+    CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """x, z, y (B, tokens, H, P), B, C (B, L, G, N); the others as ssd_states and ssd_carry left them.
-    A program makes Q tokens of a head. Grid: (heads * blocks of P, blocks of Q tokens, B)."""
+    A program makes Q tokens of a head, K states a product. Grid: (blocks of Q * heads * blocks of P, B)."""
     blocks: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
-    i_h, i_p = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
-    i_q, i_b = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    i_q, i_b = tl.program_id(0).to(tl.int64) // (heads * blocks), tl.program_id(1).to(tl.int64)
+    i_h, i_p = (tl.program_id(0) // blocks % heads).to(tl.int64), tl.program_id(0) % blocks
     i_c = i_q // (CHUNK // Q)
-    o_p, o_n, o_q = i_p * BLOCK_P + tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_N), tl.arange(0, Q)
-    m_p, m_n = o_p < P, o_n < N
+    o_p, o_n, o_q = i_p * BLOCK_P + tl.arange(0, BLOCK_P), tl.arange(0, K), tl.arange(0, Q)
+    m_p = o_p < P
     x += i_b * sx_b + i_h * sx_h
     B += i_b * sB_b + (i_h // shared) * sB_g
     C += i_b * sC_b + (i_h // shared) * sC_g
@@ -157,12 +156,19 @@ def ssd_outputs(
         m_t = o_t >= 0
     else:
         o_t, m_t = o_k, m_k
-    b_C = tl.load(C + o_t[:, None] * sC_t + o_n[None, :], mask=m_t[:, None] & m_n[None, :], other=0.0).to(dtype)
+    p_C = C + o_t[:, None] * sC_t + o_n[None, :]
+    b_C = tl.load(p_C, mask=m_t[:, None] & (o_n < N)[None, :], other=0.0).to(dtype)
     s_whole = tl.load(whole + row + o_k, mask=m_k, other=0.0)
     s_part = tl.load(part + row + o_k, mask=m_k, other=0.0)
     p_states = states + ((i_b * chunks + i_c) * heads + i_h) * N * P + o_n[:, None] * P + o_p[None, :]
-    b_h = tl.load(p_states, mask=m_n[:, None] & m_p[None, :], other=0.0).to(dtype)
-    b_y = tl.dot(b_C, b_h, input_precision=PRECISION) * tl.exp2(s_whole + s_part)[:, None]
+    b_y = tl.zeros((Q, BLOCK_P), tl.float32)
+    for n in range(0, BLOCK_N, K):
+        m_n = o_n < N - n
+        if K < BLOCK_N:
+            b_C = tl.load(p_C + n, mask=m_t[:, None] & m_n[None, :], other=0.0).to(dtype)
+        b_h = tl.load(p_states + n * P, mask=m_n[:, None] & m_p[None, :], other=0.0).to(dtype)
+        b_y += tl.dot(b_C, b_h, input_precision=PRECISION)
+    b_y *= tl.exp2(s_whole + s_part)[:, None]
     for start in range(i_c * CHUNK, i_q * Q + Q, Q):
         o_j = start + o_q
         m_j = o_j < steps
@@ -171,8 +177,14 @@ def ssd_outputs(
             m_u = o_u >= 0
         else:
             o_u, m_u = o_j, m_j
-        b_B = tl.load(B + o_u[:, None] * sB_t + o_n[None, :], mask=m_u[:, None] & m_n[None, :], other=0.0).to(dtype)
-        b_S = tl.dot(b_C, tl.trans(b_B), input_precision=PRECISION)
+        b_S = tl.zeros((Q, Q), tl.float32)
+        for n in range(0, BLOCK_N, K):
+            m_n = o_n < N - n
+            if K < BLOCK_N:
+                b_C = tl.load(p_C + n, mask=m_t[:, None] & m_n[None, :], other=0.0).to(dtype)
+            p_B = B + o_u[:, None] * sB_t + (o_n + n)[None, :]
+            b_B = tl.load(p_B, mask=m_u[:, None] & m_n[None, :], other=0.0).to(dtype)
+            b_S += tl.dot(b_C, tl.trans(b_B), input_precision=PRECISION)
         b_whole = tl.load(whole + row + o_j, mask=m_j, other=0.0)
         b_part = tl.load(part + row + o_j, mask=m_j, other=0.0)
         b_delta = tl.load(kept + row + o_j, mask=m_j, other=0.0)

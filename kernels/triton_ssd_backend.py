@@ -28,11 +28,12 @@ def tile(P: int, N: int) -> dict[str, int]:
 
 
 def products(P: int, N: int, dtype: torch.dtype, cuda: bool) -> dict[str, Any]:
-    """The tile, Q tokens a matrix product (as many as registers hold), and how float32 is multiplied: as three
-    tensor-core products, whole on AMD."""
+    """The tile, Q tokens and K states a matrix product (as many as registers hold), and how float32 is multiplied: as
+    three tensor-core products, whole on AMD."""
+    sizes = tile(P, N) | {"CHUNK": CHUNK}
     if dtype == torch.float32:
-        return tile(P, N) | {"Q": 16, "CHUNK": CHUNK, "PRECISION": "tf32x3" if cuda else "ieee"}
-    return tile(P, N) | {"Q": 64 if cuda and N <= 128 else 32, "CHUNK": CHUNK, "PRECISION": "ieee"}
+        return sizes | {"Q": 16, "K": sizes["BLOCK_N"] if N <= 128 else 64, "PRECISION": "tf32x3" if cuda else "ieee"}
+    return sizes | {"Q": 64 if cuda and N <= 128 else 32, "K": sizes["BLOCK_N"], "PRECISION": "ieee"}
 
 
 def ssd_scan(
@@ -61,6 +62,7 @@ def ssd_scan(
         last = torch.zeros(batch, heads, P, N, dtype=torch.float32, device=x.device)
         return y, last if initial_state is None else last.copy_(initial_state)
     sizes = products(P, N, x.dtype, not torch.version.hip)
+    states_sizes = {k: v for k, v in sizes.items() if k != "K"}
     columns = heads * triton.cdiv(P, sizes["BLOCK_P"])
     chunks = triton.cdiv(steps, CHUNK)
     x, delta, B, C = (_dense_rows(t) for t in (x, delta, B, C))
@@ -70,12 +72,12 @@ def ssd_scan(
     mask = None if mask is None else mask.contiguous()
     kept, whole, part = torch.empty(3, batch, heads, steps, dtype=torch.float32, device=x.device)
     states = torch.empty(batch, chunks, heads, N, P, dtype=torch.float32, device=x.device)
-    ssd_states[(columns, chunks, batch)](
+    ssd_states[(chunks * columns, batch)](
         x, delta, A.contiguous(), B, delta_bias, threshold, scale, index, mask, kept, whole, part, states,
-        *x.stride()[:3], *delta.stride()[:2], *B.stride()[:3], sg_b, L, steps, heads, heads // groups, *delta_limit,
-        HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, LIMITED=delta_limit != (0.0, math.inf),
+        *x.stride()[:3], *delta.stride()[:2], *B.stride()[:3], sg_b, L, steps, heads, heads // groups, chunks,
+        *delta_limit, HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, LIMITED=delta_limit != (0.0, math.inf),
         HAS_THRESHOLD=threshold is not None, HAS_SCALE=scale is not None, HAS_INDEX=index is not None,
-        HAS_MASK=mask is not None, **sizes, **STATES_CONFIG, **FUSED,
+        HAS_MASK=mask is not None, **states_sizes, **STATES_CONFIG, **FUSED,
     )  # fmt: skip
     initial = None if initial_state is None else initial_state.float().contiguous()
     last = torch.empty(batch, heads, P, N, dtype=torch.float32, device=x.device)
@@ -83,7 +85,7 @@ def ssd_scan(
         initial, states, whole, part, last, heads, chunks, steps,
         HAS_INITIAL=initial is not None, P=P, N=N, CHUNK=CHUNK, **CARRY_CONFIG, **FUSED,
     )  # fmt: skip
-    ssd_outputs[(columns, triton.cdiv(steps, sizes["Q"]), batch)](
+    ssd_outputs[(triton.cdiv(steps, sizes["Q"]) * columns, batch)](
         x, B, C, None if D is None else D.contiguous(), z, index, kept, whole, part, states, y,
         *x.stride()[:3], *B.stride()[:3], *C.stride()[:3], *(z.stride()[:3] if z is not None else (0, 0, 0)),
         P if D is not None and D.dim() == 2 else 1, steps, heads, heads // groups, chunks,

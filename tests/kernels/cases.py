@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 OPTIONS = ("D", "z", "delta_bias", "threshold", "scale", "index", "mask", "initial_state")
 
 
@@ -72,3 +78,12 @@ def double(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def without(inputs: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
     return {k: v for k, v in inputs.items() if k not in names}
+
+
+def load_benchmark(name: str) -> ModuleType:
+    """A module of benchmarks/, whose scripts import each other by their bare names."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(BENCHMARKS))
