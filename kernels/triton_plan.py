@@ -43,12 +43,14 @@ def plan_scan(batch: int, channels: int, steps: int, N: int = 16, lanes: int = L
     """(configuration, number of chunks) of the least work over the share of the GPU it fills.
 
     A second chunk makes the scan two passes, of which the first leaves out y. One channel a thread instead of two costs
-    a little more work and makes twice the programs.
+    a little more work and makes twice the programs; where warps are 64 wide there is no other way.
     """
     best: tuple[float, ScanConfig, int] | None = None
     for CH, (both, states) in _SLOTS.items():
         config = ScanConfig(CH, SPLIT=max(1, N // 16))
-        if channels % CH:
+        if channels % CH or (
+            CH > 1 and lanes > LANES
+        ):  # AMD: the state-only pass of two channels spills scalar registers
             continue
         columns = batch * -(-channels // config.channels(lanes))
         most = max(1, min(-(-FULL // columns), steps // LEAST_CHUNK))
