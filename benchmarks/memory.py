@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--lengths", default="16k,128k,1m")
+    parser.add_argument("--methods", default="none,filter,decimate,both", help="of the sidecar")
     parser.add_argument("--out", type=Path, help="write the results here as JSON")
     parser.add_argument("--worker", nargs=3, metavar=("MODEL", "METHOD", "LENGTH"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -86,7 +87,7 @@ def main() -> None:
         if args.shape:
             write_model(Path(scratch), args.shape, torch.bfloat16 if args.device == "cuda" else torch.float32)
         model = scratch if args.shape else "demo"
-        for method in ("none", "filter", "decimate", "both") if args.sidecar else ("none",):
+        for method in args.methods.split(",") if args.sidecar else ["none"]:
             first: dict[str, Any] = {}
             for length in lengths:
                 cell = fresh(
