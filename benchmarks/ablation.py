@@ -1,6 +1,6 @@
 """How much each idea gains over the papers' recipes: one calibration and one evaluation a variant, on the demo model.
 
-    python benchmarks/ablation.py [--out build/ablation] [--only NAME,...] [--lengths 4k,8k,16k] [--windows 64]
+    python benchmarks/ablation.py [--out build/ablation] [--only NAME,...] [--lengths 4k,8k,16k] [--windows 32]
 
 The variants stand in ablation.yaml. Each becomes a recipe file in the output folder and a `calibrate run`, printed
 before it starts; all are read on the same windows and passkeys of the evaluation text, so that differences are paired.
@@ -110,8 +110,8 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(VARIANTS), help="variants, comma-separated")
     parser.add_argument("--lengths", default="4k,8k,16k")
     parser.add_argument("--samples", type=int, default=8, help="held-out windows a length in the searches")
-    parser.add_argument("--windows", type=int, default=64, help="evaluation windows")
-    parser.add_argument("--passkeys", type=int, default=10, help="trials a depth")
+    parser.add_argument("--windows", type=int, default=32, help="evaluation windows")
+    parser.add_argument("--passkeys", type=int, default=6, help="trials a depth")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(parse_lengths(args.lengths), args.windows, args.passkeys)

@@ -26,7 +26,7 @@ WINDOW, N = 2048, 16
 
 def random_layer(M: int, D: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Weights as a Mamba is initialised (dt bias log-uniform in [1e-3, 1e-1], A = -1 ... -N)."""
-    R = max(1, D // 32)
+    R = max(8, D // 32)
 
     def uniform(*shape: int) -> Tensor:
         return (torch.rand(*shape, generator=generator) * 2 - 1) / math.sqrt(shape[-1])
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=262144, help="in all; half of them are fitted on")
     args = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
-    M = args.channels // 32
+    M = max(32, args.channels // 32)
     streams = [torch.randn(1, WINDOW, M, generator=generator) for _ in range(args.tokens // WINDOW)]
     values = exact_values(48 * 4096, 64 * 2048)
     beyond, cells, worst = 0, 0, 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BINS = 512
+BINS = 1024
 UNIT = 2.0**36  # fixed point of masses: 2^-36, good for 2^27 units of delta
 
 

@@ -3,7 +3,7 @@
 Everything kept is a function of the multiset of values seen, so windows, batches or processes may be added in any order
 and give the same bits. A value's bin is the head of its float32 bits: `bits >> shift` splits every octave evenly into
 2^(23 - shift) bins, needs no logarithm, and makes coarser grids unions of finer ones. Each channel has the finest grid
-whose BINS bins span the values it has seen, at least 32 bins an octave; what lies 16 octaves below the largest value
+whose BINS bins span the values it has seen, at least 64 bins an octave; what lies 16 octaves below the largest value
 falls into the lowest bin. Sums follow from the counts to half a bin; the total is kept exactly.
 
 A small share of the mass is a matter of few tokens, often with gaps and ties between them that no histogram resolves:
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from .histogram import BINS, UNIT, add_histogram, bin_of
 
-_COARSEST = 18  # bits dropped at most: 32 bins an octave, 16 octaves
-_VALUES = 192_000_000  # exact values kept in a whole model: 768 MB
+_COARSEST = 17  # bits dropped at most: 64 bins an octave, 16 octaves
+_VALUES = 120_000_000  # exact values kept in a whole model: 480 MB
 _MOST_VALUES = 16_384  # a channel; merging sorts them
 _NO_VALUE = torch.iinfo(torch.int32).max
 

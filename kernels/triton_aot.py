@@ -107,7 +107,7 @@ def variants(lanes: int = LANES) -> Iterator[Variant]:
     yield scan_variant("selective_scan:filtered", main, (*PLAIN, "THRESHOLD"), lanes=lanes)
     yield scan_variant("selective_scan:states", main if lanes == LANES else SCAN_CONFIGS[1], lanes=lanes)
     yield scan_variant("selective_scan:all", ScanConfig(CH=1), OPTIONS, N=8, lanes=lanes, even=False)
-    yield _tile("sketch", sketch, SKETCH_CONFIG, {"UNIT": 2.0**36, "BINS": 512}, SKETCH_CONFIG["BLOCK_T"], True)
+    yield _tile("sketch", sketch, SKETCH_CONFIG, {"UNIT": 2.0**36, "BINS": 1024}, SKETCH_CONFIG["BLOCK_T"], True)
     for on in (True, False):
         carried = {"HAS_INITIAL": on, "N": 16}
         yield _tile("selective_scan:carry", carry, CARRY_CONFIG, carried, CARRY_CONFIG["BLOCK_D"] * 16, True)
