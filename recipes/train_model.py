@@ -41,8 +41,10 @@ def causal_conv(x: Tensor, conv: nn.Conv1d) -> Tensor:
     """A depthwise convolution of x (B, L, D) as shifted products: faster than torch's on a CPU."""
     taps = conv.weight[:, 0]
     width = taps.shape[1]
-    padded = F.pad(x, (0, 0, width - 1, 0))
-    return conv.bias + sum(padded[:, k : k + x.shape[1]] * taps[:, k] for k in range(width))
+    padded, out = F.pad(x, (0, 0, width - 1, 0)), conv.bias
+    for k in range(width):
+        out = torch.addcmul(out, padded[:, k : k + x.shape[1]], taps[:, k])
+    return out
 
 
 def inverse_softplus(x: Tensor) -> Tensor:

@@ -25,15 +25,15 @@ def ssd(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int = 
 
     by_head = total.transpose(2, 3)  # (B, K, H, Q)
     future = torch.ones(chunk, chunk, dtype=torch.bool).triu(1)
-    decay = (by_head[..., :, None] - by_head[..., None, :]).masked_fill(future, -torch.inf).exp()
+    decay = (by_head[..., :, None] - by_head[..., None, :]).masked_fill_(future, -torch.inf).exp()
     within = (decay * (C @ B.transpose(2, 3))[:, :, None]) @ x.transpose(2, 3)  # (B, K, H, Q, P)
 
     left = (total[:, :, -1:] - total).exp()  # decay from a token to the chunk's end
     ends = B.transpose(2, 3) @ (x * left[..., None]).flatten(3)  # (B, K, N, H P)
     kept = total[:, :, -1].exp().repeat_interleave(P, dim=2)[:, :, None]  # (B, K, 1, H P)
     state, starts = torch.zeros_like(ends[:, 0]), []
-    for k in range(ends.shape[1]):
+    for decayed, end in zip(kept.unbind(1), ends.unbind(1)):  # not [:, k], whose gradient is as large as all chunks
         starts.append(state)
-        state = state * kept[:, k] + ends[:, k]
+        state = torch.addcmul(end, state, decayed)
     carried = (C @ torch.stack(starts, 1)).unflatten(3, (H, P)) * total.exp()[..., None]
     return (within.transpose(2, 3) + carried).flatten(1, 2)[:, :length]
