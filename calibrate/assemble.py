@@ -41,7 +41,7 @@ def assemble(
         "model_fingerprint": lm.fingerprint,
         "train_length": str(train_length),
         "n_layer": str(len(lm.weights.layers)),
-        "channels": str(lm.weights.d_inner),
+        "channels": str(lm.weights.channels),
         "recipe": canonical(recipe or {}),
         "calibration": canonical(calibration or {}),
         "scores": canonical(scores or []),

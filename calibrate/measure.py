@@ -85,7 +85,7 @@ class Measure:
     def __init__(self, lm: LM, windows: int, tokens: int, published: PublishedTable | None = None) -> None:
         self.first = 0
         self._published = published
-        values = exact_values(lm.weights.d_inner * len(lm.weights.layers), tokens)
+        values = exact_values(lm.weights.channels * len(lm.weights.layers), tokens)
         self.layers = []
         for layer in lm.weights.layers:
             D = layer.A.shape[0]

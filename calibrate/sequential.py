@@ -98,8 +98,8 @@ def sweep(
     states = [lm.new_state(len(batch)) for batch in batches]
     streams = [embed(lm.weights, lm.config, batch, state.length, None) for batch, state in zip(batches, states)]
     plans = [PLAIN] * len(layers)
-    table = torch.zeros(len(layers), lm.weights.d_inner)
-    values = exact_values(lm.weights.d_inner * len(layers), n * S)
+    table = torch.zeros(len(layers), lm.weights.channels)
+    values = exact_values(lm.weights.channels * len(layers), n * S)
 
     def through(layer: int, k: int, watch: _Watch | None) -> None:
         state = lm.new_state(len(batches[k])) if watch else states[k]  # measuring leaves no trace

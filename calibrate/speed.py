@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -54,7 +54,7 @@ def _rate(tokens: int, seconds: float) -> str:
 
 def weight_bytes(weights: Weights) -> int:
     """What a decode step reads of the weights: every layer, the last norm and the head (one row of the embedding)."""
-    tensors = [getattr(layer, field.name) for layer in weights.layers for field in fields(layer)]
+    tensors = [value for layer in weights.layers for value in vars(layer).values()]
     found = [t for t in (*tensors, weights.norm, weights.norm_bias, weights.head) if isinstance(t, Tensor)]
     return sum(t.numel() * t.element_size() for t in found)
 

@@ -78,28 +78,36 @@ def step(state, x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, y
     """One token: state (B, D, N) in place, x, delta, z (B, D), B, C (B, N); absent options have size 0."""
     rows, channels = x.shape
     N = A.shape[1]
-    for b in range(rows):
+    v = np.empty(channels, np.float32)
+    decay = np.empty(N, np.float32)
+    for b in range(rows):  # one short loop for each stage, so that each is compiled to vectors
         for d in range(channels):
-            v = delta[b, d]
-            if bias.size:
-                v += bias[d]
-            if use_softplus:
-                v = softplus(v)
-            if threshold.size and not v > threshold[b, d]:
-                v = np.float32(0.0)
-            if scale.size:
-                v *= scale[b, d]
-            dx = v * x[b, d]
+            v[d] = delta[b, d] + bias[d] if bias.size else delta[b, d]
+        if use_softplus:
+            for d in range(channels):
+                v[d] = softplus(v[d])
+        if threshold.size:
+            for d in range(channels):
+                v[d] = v[d] if v[d] > threshold[b, d] else np.float32(0.0)
+        if scale.size:
+            for d in range(channels):
+                v[d] *= scale[b, d]
+        for d in range(channels):
+            dx = v[d] * x[b, d]
             out = np.float32(0.0)
             for n in range(N):
-                h = exp2_negative(v * A[d, n] * LOG2E) * state[b, d, n] + dx * B[b, n]
+                decay[n] = exp2_negative(v[d] * A[d, n] * LOG2E)
+            for n in range(N):
+                h = decay[n] * state[b, d, n] + dx * B[b, n]
                 state[b, d, n] = h
                 out += h * C[b, n]
-            if D.size:
-                out += D[d] * x[b, d]
-            if z.size:
-                out *= silu(z[b, d])
             y[b, d] = out
+        if D.size:
+            for d in range(channels):
+                y[b, d] += D[d] * x[b, d]
+        if z.size:
+            for d in range(channels):
+                y[b, d] *= silu(z[b, d])
 
 
 @njit(_CONV, parallel=True, fastmath=True, cache=True, error_model="numpy", nogil=True)

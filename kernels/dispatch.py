@@ -16,6 +16,15 @@ _log = logging.getLogger("longscan.kernels")
 
 def module(backend: str, tensor: Tensor) -> ModuleType:
     """The module of a backend ("auto": by the tensor's device and dtype). Raises ValueError or ImportError."""
+    return _import(_resolve(backend, tensor))
+
+
+def ssd_module(backend: str, tensor: Tensor) -> ModuleType:
+    """The same for Mamba-2's scan."""
+    return _import_ssd(_resolve(backend, tensor))
+
+
+def _resolve(backend: str, tensor: Tensor) -> str:
     if backend == "auto":
         backend, why = _choose(tensor.device.type, tensor.dtype)
         _note(backend, why)
@@ -23,7 +32,7 @@ def module(backend: str, tensor: Tensor) -> ModuleType:
         raise ValueError(f"unknown backend {backend!r}; use auto, {', '.join(BACKENDS)}")
     if backend == "cpu" and (tensor.device.type != "cpu" or tensor.dtype == torch.float64):
         raise ValueError(f"the cpu backend takes float32 tensors on the CPU, found {tensor.dtype} on {tensor.device}")
-    return _import(backend)
+    return backend
 
 
 @lru_cache
@@ -59,3 +68,18 @@ def _import(backend: str) -> ModuleType:
     from . import triton_backend
 
     return triton_backend
+
+
+@lru_cache
+def _import_ssd(backend: str) -> ModuleType:
+    if backend == "reference":
+        from . import ssd_reference
+
+        return ssd_reference
+    if backend == "cpu":
+        from . import ssd_cpu
+
+        return ssd_cpu
+    from . import triton_ssd_backend
+
+    return triton_ssd_backend

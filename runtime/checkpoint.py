@@ -19,9 +19,9 @@ _SAFE, _BIN = "model.safetensors", "pytorch_model.bin"
 def read_tensors(source: Source, convert: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
     """Every tensor of the checkpoint, sharded or not, each passed through `convert` as it is read.
 
-    safetensors files are memory mapped, so that at most one tensor exists twice; `.bin` files are read with
-    weights_only. Names are those of the state-spaces layout. Raises CheckpointError on missing, truncated or
-    malformed files and on values that are not finite.
+    At most one tensor of a safetensors file exists twice; `.bin` files are mapped, and read with weights_only. Names
+    are those of the state-spaces layout. Raises CheckpointError on missing, truncated or malformed files and on values
+    that are not finite.
     """
     tensors: dict[str, Tensor] = {}
     for path in weight_files(source):
@@ -71,7 +71,9 @@ def _read_file(path: Path) -> Iterator[tuple[str, Tensor]]:
 
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (safe_open is not a mapping)
+                names = list(file.keys())
+            for name in names:  # opened anew for each: an open file keeps every page that was read of it resident
+                with safe_open(path, framework="pt") as file:
                     yield name, file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(

@@ -35,11 +35,8 @@ def _memory(device: torch.device) -> int:
 
 
 def bytes_a_token(weights: Weights) -> int:
-    """What a token occupies at most while it passes a layer: residual before and after (float32), its norm, x and z
-    before and after the convolution, delta, B, C and y."""
-    M, D, N = weights.embedding.shape[1], weights.d_inner, weights.d_state
-    low_rank = weights.layers[0].dt_proj.shape[1]
-    return 12 * M + weights.embedding.element_size() * (M + 5 * D + low_rank + 2 * N)
+    """What a token occupies at most while it passes a layer: the residual (float32) before and after, and the rest."""
+    return 12 * weights.embedding.shape[1] + weights.embedding.element_size() * weights.layers[0].width
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,8 +1,9 @@
-"""config.json of a Mamba-1 checkpoint, in the state-spaces or the transformers layout, as one dataclass."""
+"""config.json of a Mamba checkpoint, in the state-spaces or the transformers layout, as one dataclass."""
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,18 @@ from .errors import CheckpointError
 
 PILE_TRAIN_LENGTH = 2048  # the published state-spaces models; their config.json does not say
 _PILE_VOCAB = (50277, 50280, 50288)
+_HYBRIDS = ("zamba2", "bamba", "zamba", "jamba", "nemotron_h", "granitemoehybrid", "falcon_h1")
+
+
+@dataclass(frozen=True)
+class Mamba2Config:
+    """What a Mamba-2 layer needs beyond its weights' shapes."""
+
+    groups: int  # of heads that share B and C
+    epsilon: float  # of the gated norm
+    gated_norm: bool  # False: silu(z) alone
+    norm_before_gate: bool
+    delta_limit: tuple[float, float]  # delta is clamped to these after softplus
 
 
 @dataclass(frozen=True)
@@ -27,10 +40,12 @@ class ModelConfig:
     eos_token_id: int | None
     train_length: int | None
     neox_vocabulary: bool
+    mamba2: Mamba2Config | None = None  # None: Mamba-1 layers
+    inner_epsilon: float | None = None  # Falcon-Mamba: of the norms of delta's low rank, B and C
 
     @staticmethod
     def read(path: Path) -> ModelConfig:
-        """Read config.json. Raises CheckpointError if it is not a Mamba-1 language model's."""
+        """Read config.json. Raises CheckpointError if it is not that of a Mamba language model we run."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -46,17 +61,23 @@ def _get(data: dict[str, Any], key: str, kind: type) -> Any:
     if not isinstance(data.get(key), kind):
         raise CheckpointError(
             f"config.json has no usable {key!r} (found {data.get(key)!r}, expected {kind.__name__}); "
-            "give a Mamba-1 checkpoint in the state-spaces or the transformers layout"
+            "give a Mamba checkpoint in the state-spaces or the transformers layout"
         )
     return data[key]
 
 
 def _state_spaces(data: dict[str, Any]) -> ModelConfig:
-    flavour = str(data["ssm_cfg"].get("layer", "Mamba1"))
-    if flavour != "Mamba1":
-        raise CheckpointError(f"config.json asks for {flavour} layers; this version reads Mamba-1 only")
-    if data.get("attn_layer_idx"):
-        raise CheckpointError("config.json names attention layers; this version reads pure Mamba-1 models only")
+    layer = data["ssm_cfg"] if isinstance(data["ssm_cfg"], dict) else {}
+    flavour = str(layer.get("layer", "Mamba1"))
+    if flavour not in ("Mamba1", "Mamba2"):
+        raise CheckpointError(f"config.json asks for {flavour} layers; this version reads Mamba1 and Mamba2")
+    if data.get("attn_layer_idx") or data.get("d_intermediate"):
+        raise CheckpointError(
+            "config.json names attention or MLP layers; this version loads pure Mamba models only (models of other "
+            "libraries that are already in memory: longscan.runtime.attach)"
+        )
+    if flavour == "Mamba2" and layer.get("d_ssm") is not None:
+        raise CheckpointError("config.json sets d_ssm, a Mamba-2 with an MLP inside; this version reads those without")
     vocabulary = _get(data, "vocab_size", int)
     return ModelConfig(
         layout="state-spaces",
@@ -69,28 +90,62 @@ def _state_spaces(data: dict[str, Any]) -> ModelConfig:
         eos_token_id=data.get("eos_token_id"),
         train_length=data.get("train_length", PILE_TRAIN_LENGTH if vocabulary in _PILE_VOCAB else None),
         neox_vocabulary=vocabulary in _PILE_VOCAB,
+        mamba2=_state_spaces_mamba2(layer) if flavour == "Mamba2" else None,
+    )
+
+
+def _state_spaces_mamba2(layer: dict[str, Any]) -> Mamba2Config:
+    return Mamba2Config(
+        groups=int(layer.get("ngroups", 1)),
+        epsilon=1e-5,  # mamba_ssm's own, whatever norm_epsilon says
+        gated_norm=bool(layer.get("rmsnorm", True)),
+        norm_before_gate=bool(layer.get("norm_before_gate", False)),
+        delta_limit=_limit(layer.get("dt_limit")),
     )
 
 
 def _transformers(data: dict[str, Any]) -> ModelConfig:
-    if data.get("model_type") != "mamba":
+    kind = data.get("model_type")
+    if kind in _HYBRIDS:
         raise CheckpointError(
-            f"config.json says model_type {data.get('model_type')!r}; this version reads Mamba-1 models "
-            "(state-spaces/mamba-130m ... 2.8b and their -hf copies)"
+            f"config.json says model_type {kind!r}, a hybrid with attention; load it with transformers and use "
+            "longscan.runtime.attach"
+        )
+    if kind not in ("mamba", "mamba2", "falcon_mamba"):
+        raise CheckpointError(
+            f"config.json says model_type {kind!r}; this version reads mamba, mamba2 and falcon_mamba "
+            "(state-spaces/mamba-130m ... mamba2-2.7b, their -hf copies, and Falcon-Mamba)"
         )
     if data.get("hidden_act", "silu") != "silu":
-        raise CheckpointError(f"config.json asks for activation {data['hidden_act']!r}; Mamba-1 uses silu")
+        raise CheckpointError(f"config.json asks for activation {data['hidden_act']!r}; Mamba uses silu")
     vocabulary = _get(data, "vocab_size", int)
     eos = data.get("eos_token_id")
+    epsilon = float(data.get("layer_norm_epsilon", 1e-5))
+    mamba2 = None
+    if kind == "mamba2":
+        mamba2 = Mamba2Config(int(data.get("n_groups", 8)), epsilon, True, False, _limit(data.get("time_step_limit")))
     return ModelConfig(
         layout="transformers",
         d_model=_get(data, "hidden_size", int),
         n_layer=_get(data, "num_hidden_layers", int),
-        norm_epsilon=float(data.get("layer_norm_epsilon", 1e-5)),
+        norm_epsilon=epsilon,
         rms_norm=True,
         residual_in_fp32=bool(data.get("residual_in_fp32", True)),
-        tie_embeddings=bool(data.get("tie_word_embeddings", True)),
+        tie_embeddings=bool(data.get("tie_word_embeddings", kind != "mamba2")),
         eos_token_id=eos if isinstance(eos, int) else None,
         train_length=data.get("train_length", PILE_TRAIN_LENGTH if vocabulary in _PILE_VOCAB else None),
         neox_vocabulary=vocabulary in _PILE_VOCAB,
+        mamba2=mamba2,
+        inner_epsilon=float(data.get("mixer_rms_eps", 1e-6)) if kind == "falcon_mamba" else None,
     )
+
+
+def _limit(given: Any) -> tuple[float, float]:
+    """Two numbers; transformers writes an infinite one as {"__float__": "Infinity"}."""
+    if given is None:
+        return 0.0, math.inf
+    try:
+        low, high = (float(v["__float__"] if isinstance(v, dict) else v) for v in given)
+    except (TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"config.json limits delta to {given!r}; expected two numbers") from error
+    return low, high

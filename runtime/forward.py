@@ -1,15 +1,12 @@
 """The one forward pass: residual stream in, residual stream out, states updated in place.
 
     B batch   L tokens entering a layer   K tokens leaving it (K < L only where it decimates)
-    M d_model   D d_inner   N d_state   R dt_rank   W conv width   V vocabulary
+    M d_model   V vocabulary
 
-Mamba-1, one layer (methods: delta = 0 makes a token invisible to the state):
+One layer, whatever its family (see layer.py, mamba1.py, mamba2.py); delta = 0 makes a token invisible to the state:
 
-    x, z     = in_proj(norm(residual))                  (B, L, D) each
-    x        = silu(conv(x))
-    delta, B, C = dt_proj(x_proj(x)[:R]), x_proj(x)[R:R+N], x_proj(x)[R+N:]
-    y        = scan(x, delta, A, B, C, D, z)            h_t = exp(delta_t A) h_{t-1} + delta_t x_t B_t
-    residual = residual + out_proj(y)
+    x, delta, B, C, z = inputs(norm(residual))          projections and convolution
+    residual          = residual + scan(x, delta, B, C, z)
 """
 
 from __future__ import annotations
@@ -21,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels import causal_conv1d, selective_scan, selective_step, token_scores
 from .config import ModelConfig
+from .layer import Inputs, Layer
 from .observer import Observer, ScanInputs
 from .plan import PLAIN, LayerPlan
 from .reservoir import Tokens, merge
 from .state import State
-from .weights import Layer, Weights
+from .weights import Weights
 
 
 @dataclass(frozen=True)
@@ -61,13 +58,6 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor | None, config: ModelConfig, dt
     return F.layer_norm(x, weight.shape, weight, bias, config.norm_epsilon).to(dtype)
 
 
-def _project(layer: Layer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x (..., D) -> delta before bias and softplus (..., D), B (..., N), C (..., N)."""
-    N, R = layer.A.shape[1], layer.dt_proj.shape[1]
-    low_rank, B, C = F.linear(x, layer.x_proj).split([R, N, N], dim=-1)
-    return F.linear(low_rank, layer.dt_proj), B, C
-
-
 def run_layers(
     weights: Weights,
     config: ModelConfig,
@@ -99,7 +89,7 @@ def run_layers(
             continue
         if mask is not None:
             raise ValueError("padded rows cannot be decimated in one batch; prefill rows of equal length together")
-        score = token_scores(tokens.delta, layer.dt_bias, weight=plan.score_weight, backend=backend)
+        score = layer.scores(tokens.delta, plan.score_weight, backend)
         waiting = state.reservoirs.pop(i, ())
         waiting = merge(waiting, tokens._replace(score=score), plan.keep, protected, final=final)
         if not final:
@@ -133,37 +123,20 @@ def _scan_inputs(
 ) -> tuple[LayerPlan, Tokens]:
     """Everything before the scan; the tokens are not scored yet (their `score` is empty)."""
     hidden = norm(stream.residual, layer.norm, layer.norm_bias, config, layer.in_proj.dtype)
-    x, z = F.linear(hidden, layer.in_proj, layer.in_bias).chunk(2, dim=-1)
-    x, conv = causal_conv1d(x, layer.conv, layer.conv_bias, state.conv[i], stream.mask, backend=backend)
+    inputs, conv = layer.inputs(hidden, state.conv[i], stream.mask, backend)
     state.conv[i] = conv
-    delta, B, C = _project(layer, x)
     if observer is not None:
-        plan = observer.observe(i, ScanInputs(layer, plan, x, delta, B, C, stream.mask)) or plan
-    return plan, Tokens(delta.new_empty(0), stream.positions, stream.residual, x, delta, B, C, z)
+        plan = observer.observe(i, ScanInputs.of(layer, plan, inputs, stream.mask)) or plan
+    return plan, Tokens(inputs.delta.new_empty(0), stream.positions, stream.residual, *inputs)
 
 
 def _scan(
     layer: Layer, i: int, tokens: Tokens, mask: Tensor | None, plan: LayerPlan, state: State, backend: str
 ) -> Stream:
     """The scan and what follows it, over tokens in time order."""
-    y, ssm = selective_scan(
-        tokens.x,
-        tokens.delta,
-        layer.A,
-        tokens.B,
-        tokens.C,
-        layer.D,
-        tokens.z,
-        delta_bias=layer.dt_bias,
-        threshold=plan.threshold,
-        scale=plan.scale,
-        mask=mask,
-        initial_state=state.ssm[i],
-        backend=backend,
-    )
+    out, ssm = layer.scan(Inputs(*tokens[3:]), plan, mask, state.ssm[i], backend)
     state.ssm[i] = ssm
-    residual = tokens.residual + F.linear(y, layer.out_proj, layer.out_bias)
-    return Stream(residual, tokens.positions, mask)
+    return Stream(tokens.residual + out, tokens.positions, mask)
 
 
 def join(streams: Sequence[Stream]) -> Stream:
@@ -199,15 +172,5 @@ def step_layers(
     for i, layer in enumerate(weights.layers):
         plan = PLAIN if plans is None else plans[i]
         hidden = norm(residual, layer.norm, layer.norm_bias, config, layer.in_proj.dtype)
-        x, z = F.linear(hidden, layer.in_proj, layer.in_bias).chunk(2, dim=-1)
-        window = torch.cat([state.conv[i], x[:, :, None]], dim=2)  # (B, D, W)
-        state.conv[i] = window[:, :, 1:]
-        x = (window * layer.conv).sum(-1)
-        x = F.silu(x if layer.conv_bias is None else x + layer.conv_bias)
-        delta, B, C = _project(layer, x)
-        y = selective_step(
-            state.ssm[i], x, delta, layer.A, B, C, layer.D, z,
-            delta_bias=layer.dt_bias, threshold=plan.threshold, scale=plan.scale, backend=backend,
-        )  # fmt: skip
-        residual = residual + F.linear(y, layer.out_proj, layer.out_bias)
+        residual = residual + layer.step(hidden, state.conv[i], state.ssm[i], plan, backend)
     return logits(weights, config, residual)

@@ -41,7 +41,7 @@ def load(
     backend: str = "auto",
     filter_decode: bool = True,
 ) -> LM:
-    """Load a Mamba-1 language model and, if given, its sidecar.
+    """Load a Mamba language model (Mamba-1, Mamba-2 or Falcon-Mamba) and, if given, its sidecar.
 
     model: `demo`, `demo-mamba2`, a local folder, or a Hub id, in the state-spaces or the transformers layout; or
         the Hub id of a sidecar that `calibrate push` made, alone: the model is then the one it was made for
@@ -135,11 +135,11 @@ class LM:
 
     def new_state(self, batch: int) -> State:
         """Zero state for `batch` sequences."""
-        w = self.weights
+        w, layer = self.weights, self.weights.layers[0]
         ssm_dtype = torch.float64 if w.embedding.dtype == torch.float64 else torch.float32
         n_layer, device = len(w.layers), self.device
-        conv = torch.zeros(n_layer, batch, w.d_inner, w.d_conv - 1, dtype=w.embedding.dtype, device=device)
-        ssm = torch.zeros(n_layer, batch, w.d_inner, w.d_state, dtype=ssm_dtype, device=device)
+        conv = torch.zeros(n_layer, batch, *layer.conv_shape, dtype=w.embedding.dtype, device=device)
+        ssm = torch.zeros(n_layer, batch, *layer.state_shape, dtype=ssm_dtype, device=device)
         length = torch.zeros(batch, dtype=torch.int64, device=device)
         return State(conv, ssm, length, Plan("none", 0), fingerprint=self.fingerprint, sidecar=self._digest)
 

@@ -7,25 +7,33 @@ from typing import Protocol
 
 from torch import Tensor
 
+from .layer import Inputs, Layer
 from .plan import LayerPlan
-from .weights import Layer
+from .steering import Steering
 
 
 @dataclass(frozen=True)
 class ScanInputs:
     """What the scan of one layer is about to read; tensors are views, not to be changed or kept.
 
-    x, delta: (B, L, D), delta before bias and softplus; B, C: (B, L, N); mask: (B, L) bool or None.
+    Mamba-1: x, delta (B, L, D); B, C (B, L, N). Mamba-2: x (B, L, H, P); delta (B, L, H); B, C (B, L, G, N).
+    delta is before bias and softplus; mask: (B, L) bool or None.
     L counts the tokens that enter the layer, before its own decimation.
     """
 
-    weights: Layer
+    weights: Steering | Layer
     plan: LayerPlan
     x: Tensor
     delta: Tensor
     B: Tensor
     C: Tensor
     mask: Tensor | None
+
+    @staticmethod
+    def of(layer: Layer, plan: LayerPlan, inputs: Inputs, mask: Tensor | None) -> ScanInputs:
+        """From a layer's flat inputs."""
+        x, delta, B, C, _ = layer.shaped(inputs)
+        return ScanInputs(layer, plan, x, delta, B, C, mask)
 
 
 class Observer(Protocol):

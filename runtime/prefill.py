@@ -138,9 +138,11 @@ def prefill(
                 torch.cuda.empty_cache()
             continue
         state.length += new
-        pieces.append(stream)
         if logits_to_keep:  # keep no more residuals than the logits need
-            pieces = [_last(join(pieces), logits_to_keep)]
+            stream = _last(stream, logits_to_keep)
+            pieces = [_last(join([*pieces, stream]), logits_to_keep)]
+        else:
+            pieces.append(stream)
         start = stop
         if on_chunk is not None:
             on_chunk(int(new.sum()))

@@ -24,9 +24,9 @@ class Tokens(NamedTuple):
     score: Tensor  # (B, K) float32
     positions: Tensor  # (B, K) int64, each token's place in its prompt
     residual: Tensor  # (B, K, M)
-    x: Tensor  # (B, K, D), as delta and z
+    x: Tensor  # these as layer.Inputs, (B, K, features)
     delta: Tensor
-    B: Tensor  # (B, K, N), as C
+    B: Tensor
     C: Tensor
     z: Tensor
 

@@ -20,8 +20,9 @@ from .reservoir import Tokens, concatenate
 class State:
     """Recurrent state of B sequences. Its size does not depend on how much was read.
 
-    conv: (n_layer, B, D, W-1), the last inputs of each convolution, oldest first, in the model's dtype
-    ssm: (n_layer, B, D, N) float32 (float64 for a float64 model)
+    conv: (n_layer, B, D, W-1), the last inputs of each convolution, oldest first, in the model's dtype; Mamba-2
+        convolves B and C too: (n_layer, B, H P + 2 G N, W-1)
+    ssm: (n_layer, B, D, N), Mamba-2 (n_layer, B, H, P, N), float32 (float64 for a float64 model)
     length: (B,) int64, tokens read so far
     plan: the plan of the last prefill; a tuple where rows differ
     total: the `total_length` promised to an unfinished prompt (math.inf: open-ended), else None

@@ -44,6 +44,35 @@ def random_tensors(
     return tensors
 
 
+def random_mamba2_tensors(
+    M: int = 24, n_layer: int = 3, V: int = 64, N: int = 8, P: int = 8, G: int = 2, seed: int = 0,
+    D_a_channel: bool = False,
+) -> dict[str, Tensor]:  # fmt: skip
+    """A Mamba-2 by state-spaces names; E = 2 M channels in heads of P."""
+    g = torch.Generator().manual_seed(seed)
+    E = 2 * M
+    H, channels = E // P, E + 2 * G * N
+
+    def rand(*shape: int, scale: float) -> Tensor:
+        return torch.randn(*shape, generator=g) * scale
+
+    tensors = {"backbone.embedding.weight": rand(V, M, scale=0.5), "backbone.norm_f.weight": 1 + rand(M, scale=0.1)}
+    for i in range(n_layer):
+        p = f"backbone.layers.{i}."
+        tensors |= {
+            p + "norm.weight": 1 + rand(M, scale=0.1),
+            p + "mixer.in_proj.weight": rand(E + channels + H, M, scale=M**-0.5),
+            p + "mixer.conv1d.weight": rand(channels, 1, 4, scale=0.5),
+            p + "mixer.conv1d.bias": rand(channels, scale=0.1),
+            p + "mixer.dt_bias": rand(H, scale=1.0) - 4,
+            p + "mixer.A_log": torch.log(torch.linspace(1.0, 12.0, H)) + rand(H, scale=0.1),
+            p + "mixer.D": 1 + rand(E if D_a_channel else H, scale=0.1),
+            p + "mixer.norm.weight": 1 + rand(E, scale=0.1),
+            p + "mixer.out_proj.weight": rand(M, E, scale=E**-0.5),
+        }
+    return tensors
+
+
 def state_spaces_config(tensors: dict[str, Tensor], **more: object) -> dict[str, object]:
     V, M = tensors["backbone.embedding.weight"].shape
     return {
@@ -73,7 +102,7 @@ def write_state_spaces(folder: Path, tensors: dict[str, Tensor], *, pickled: boo
 def make_sidecar(lm: LM, train_length: int = 16, *, share: float = 0.5, layer: int = 1, keep: int = 30) -> Sidecar:
     """One band with a filter on every second channel of every layer and a decimation, both forced at will."""
     g = torch.Generator().manual_seed(1)
-    n_layer, channels = len(lm.weights.layers), lm.weights.d_inner
+    n_layer, channels = len(lm.weights.layers), lm.weights.channels
     table = torch.rand(2, n_layer, channels, generator=g) * 0.04 * share
     table[:, :, ::2] = 0
     tensors = {

@@ -23,7 +23,7 @@ quick = settings(max_examples=25, deadline=None)
 def nested(plain, layers, keep) -> Sidecar:
     """make_sidecar's filter, and a decimation at several layers."""
     side = make_sidecar(plain)
-    weights = torch.rand(len(layers), plain.weights.d_inner, generator=torch.Generator().manual_seed(3))
+    weights = torch.rand(len(layers), plain.weights.channels, generator=torch.Generator().manual_seed(3))
     changed = {"layers": torch.tensor(layers), "keep": torch.tensor(keep), "weights": weights}
     return Sidecar({**side.tensors, **{f"bands.0.{k}": v for k, v in changed.items()}}, side.metadata)
 

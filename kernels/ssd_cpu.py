@@ -1,0 +1,80 @@
+"""Mamba-2's scan on the CPU: chunks of the sequence as matrix products, states carried from chunk to chunk.
+
+Inside a chunk of Q tokens, with s_t the sum of delta A over its first t tokens (arXiv 2405.21060, section 6):
+
+    y_t = sum_{j <= t} (C_t . B_j) exp(s_t - s_j) delta_j x_j  +  exp(s_t) C_t . h        within the chunk, from before
+    h'  = exp(s_Q) h + sum_j exp(s_Q - s_j) delta_j x_j (x) B_j                            what the next chunk starts at
+
+The sums are float64: differences of large sums must keep the digits of small decays. Everything else is float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .ssd_reference import Limit, finish, gather, head_delta, ssd_step
+
+__all__ = ["ssd_scan", "ssd_step"]
+
+CHUNK = 64
+
+
+def ssd_scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    threshold: Tensor | None,
+    scale: Tensor | None,
+    index: Tensor | None,
+    mask: Tensor | None,
+    initial_state: Tensor | None,
+    delta_limit: Limit,
+) -> tuple[Tensor, Tensor]:
+    """See longscan.kernels.ssd_scan."""
+    out_dtype, present = x.dtype, None
+    if index is not None:
+        present = index >= 0
+        mask = present if mask is None else present & mask.gather(1, index.clamp(min=0))
+        x, delta, B, C = (gather(t, index) for t in (x, delta, B, C))
+        z = None if z is None else gather(z, index)
+    batch, steps, heads, P = x.shape
+    groups, N = B.shape[2:]
+    delta = head_delta(delta.float(), delta_bias, delta_softplus, delta_limit, threshold, scale, mask)
+    decay = delta.double() * A.double()
+    h = x.new_zeros(batch, heads, P, N, dtype=torch.float32)
+    if initial_state is not None:
+        h.copy_(initial_state)
+    y = torch.empty(batch, steps, heads, P)
+    for start in range(0, steps, CHUNK):
+        part = slice(start, min(start + CHUNK, steps))
+        x_part = x[:, part].float()
+        # (B, G, H/G, Q, ...): heads in groups, so that a group's B and C are multiplied once
+        gB, gC = (t[:, part].float().transpose(1, 2) for t in (B, C))  # (B, G, Q, N)
+        dx = _by_group(delta[:, part, :, None] * x_part, groups)
+        s = _by_group(decay[:, part].cumsum(1), groups)  # (B, G, H/G, Q)
+        gap = (s[..., :, None] - s[..., None, :]).float()
+        Q = gap.shape[-1]
+        gap.masked_fill_(torch.ones(Q, Q, dtype=torch.bool).triu(1), -torch.inf)
+        within = gap.exp_().mul_((gC @ gB.transpose(-1, -2))[:, :, None])
+        before = h.view(batch, groups, -1, P, N)
+        out = within @ dx
+        out += s.float().exp()[..., None] * (gC[:, :, None] @ before.transpose(-1, -2))
+        y[:, part] = finish(out.flatten(1, 2).transpose(1, 2), x_part, D, None if z is None else z[:, part])
+        left = (s[..., -1:] - s).float().exp()[..., None]
+        added = (left * dx).transpose(-1, -2) @ gB[:, :, None]
+        h = (s[..., -1].float().exp()[..., None, None] * before + added).view(batch, heads, P, N)
+    if present is not None:
+        y = torch.where(present[:, :, None, None], y, 0.0)
+    return y.to(out_dtype), h
+
+
+def _by_group(t: Tensor, groups: int) -> Tensor:
+    """(B, Q, H, ...) -> (B, G, H/G, Q, ...)."""
+    return t.transpose(1, 2).unflatten(1, (groups, -1)).contiguous()

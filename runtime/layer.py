@@ -1,0 +1,81 @@
+"""What the forward pass asks of a layer, whatever its family.
+
+    B batch   L tokens   K tokens scanned   M d_model   E width of x   W conv width
+
+A layer is a few tensors and three functions: `inputs` (everything before the scan), `scan` (the scan and what follows
+it, for many tokens) and `step` (both, for one token). x, delta, B, C and z travel flat, (B, L, features), so that
+decimation gathers them alike; `shaped` gives them the shapes of the family's equations.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .plan import LayerPlan
+
+
+class Inputs(NamedTuple):
+    """What a scan reads, flat: (B, L, features). delta is as projected, before bias and softplus."""
+
+    x: Tensor
+    delta: Tensor
+    B: Tensor
+    C: Tensor
+    z: Tensor
+
+
+class Layer(Protocol):
+    """One residual block: norm, mixer. `Steering` is the part of it that methods and calibration see."""
+
+    # Read-only members, as those of frozen dataclasses are.
+    @property
+    def norm(self) -> Tensor: ...  # (M,)
+    @property
+    def norm_bias(self) -> Tensor | None: ...  # (M,), LayerNorm models only
+    @property
+    def in_proj(self) -> Tensor: ...
+    @property
+    def A(self) -> Tensor: ...
+    @property
+    def dt_bias(self) -> Tensor: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def conv_shape(self) -> tuple[int, ...]:
+        """Of one sequence's conv state: (channels of the convolution, W-1)."""
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        """Of one sequence's ssm state: (D, N), or (H, P, N)."""
+    @property
+    def width(self) -> int:
+        """Values a token occupies at most while it passes the layer, without the residual."""
+
+    def positive(self, delta: Tensor) -> Tensor: ...
+    def scores(self, delta: Tensor, weight: Tensor | None, backend: str = "auto") -> Tensor: ...
+
+    def inputs(self, hidden: Tensor, conv: Tensor, mask: Tensor | None, backend: str) -> tuple[Inputs, Tensor]:
+        """hidden (B, L, M), conv state (B, *conv_shape), mask (B, L) -> what the scan reads, and the new conv state."""
+
+    def shaped(self, inputs: Inputs) -> Inputs:
+        """Views in the shapes of the family's scan."""
+
+    def scan(
+        self, inputs: Inputs, plan: LayerPlan, mask: Tensor | None, state: Tensor, backend: str
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens in time order and the ssm state (B, *state_shape) -> output (B, K, M), to be added to the residual,
+        and the new ssm state."""
+
+    def step(self, hidden: Tensor, conv: Tensor, state: Tensor, plan: LayerPlan, backend: str) -> Tensor:
+        """One token a row: hidden (B, M) -> output (B, M). Both states are updated in place."""
+
+
+def conv_step(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """silu(conv(x)) of one token: x (B, E), state (B, E, W-1) updated in place, weight (E, W)."""
+    window = torch.cat([state, x[:, :, None]], dim=2)
+    state.copy_(window[:, :, 1:])
+    x = (window * weight).sum(-1)
+    return F.silu(x if bias is None else x + bias)
