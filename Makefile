@@ -17,8 +17,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	MYPYPATH=$(VENV)/src $(BIN)/mypy -p longscan.kernels -p longscan.runtime -p longscan.calibrate
 
-bench: $(VENV)/.dev  ## speed of the kernels on this machine, beside their peers
+bench: $(VENV)/.dev  ## kernels and runtime beside transformers' torch path, on this machine (minutes)
 	$(BIN)/python benchmarks/kernels_cpu.py
+	$(BIN)/python benchmarks/runtime_cpu.py
 
 $(VENV)/.calibrate: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +29,7 @@ $(VENV)/.calibrate: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.calibrate
 	$(PIP) --editable ".[dev]"
+	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(PIP) --no-build-isolation --no-deps mamba-ssm  # its modules alone
 	touch $@
 
 clean:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--texts", default="emozilla/pg19#test@text")
     parser.add_argument("--calibration-texts", default="emozilla/pg19#train@text")
     parser.add_argument("--lengths", default=",".join(map(str, PUBLISHED["lengths"])))
+    parser.add_argument("--run", default="", help="more options of `calibrate run`, in one string")
     parser.add_argument("--methods", default="none,filter,decimate,both,auto")
     parser.add_argument("--windows", type=int, help="at most so many windows a length")
     parser.add_argument("--dtype", default="float32", help="the published numbers are float32")
@@ -54,7 +56,7 @@ def main() -> None:
     if not sidecar:
         sidecar = str(args.out / f"{name}.longscan.safetensors")
         calibrate(args.out, f"{name}-run", "run", "--model", args.model, "--texts", args.calibration_texts,
-                  "--dtype", args.dtype, "--out", sidecar)  # fmt: skip
+                  "--dtype", args.dtype, "--out", sidecar, *shlex.split(args.run))  # fmt: skip
     more = ["--windows", str(args.windows)] if args.windows else []
     document = calibrate(args.out, f"{name}-pg19", "eval", "--model", args.model, "--sidecar", sidecar,
                          "--texts", args.texts, "--protocol", "pg19", "--lengths", args.lengths,

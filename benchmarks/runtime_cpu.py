@@ -24,20 +24,13 @@ from typing import Any
 
 import torch
 from record import fresh, keep, machine, peak_bytes
+from shapes import SHAPES, STATES, VOCABULARY, write_model
 from torch import Tensor
 
-SHAPE = {"vocab_size": 50280, "hidden_size": 768, "num_hidden_layers": 24, "state_size": 16}  # mamba-130m
+WIDTH = 2 * SHAPES["130m"][0]  # D
 STEPS, TURNS = 8, 9
 SAME = 1e-3  # relative RMS; with random weights each of the two is some 1e-4 away from a float64 model
 KERNELS = {"selective_scan": "scan", "causal_conv1d": "convolution", "<built-in method torch._C._nn.linear>": "matmul"}
-
-
-def write_model(folder: Path) -> None:
-    """The checkpoint both read, initialised as transformers does."""
-    from transformers import MambaConfig, MambaForCausalLM
-
-    torch.manual_seed(0)
-    MambaForCausalLM(MambaConfig(**SHAPE)).save_pretrained(folder)
 
 
 class Ours:
@@ -84,7 +77,7 @@ def worker(engine: str, folder: str, length: int, logits: str) -> None:
     """One prefill; prints a JSON line and leaves the prompt's last logits in a file."""
     clock = pick_clock()
     model = {"ours": Ours, "theirs": Theirs}[engine](folder)
-    ids = torch.randint(0, SHAPE["vocab_size"], (1, length), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, VOCABULARY, (1, length), generator=torch.Generator().manual_seed(0))
     model.prefill(ids[:, :64])
     loaded = peak_bytes()
     profile = cProfile.Profile(clock)
@@ -133,7 +126,7 @@ def same(left: Path, right: Path) -> float:
 
 def needed(tokens: int) -> int:
     """Bytes of three (D, L, N) float32 tensors."""
-    return 3 * 4 * 2 * SHAPE["hidden_size"] * SHAPE["state_size"] * tokens
+    return 3 * 4 * WIDTH * STATES * tokens
 
 
 def table(cells: list[dict[str, Any]]) -> str:
@@ -170,7 +163,7 @@ def main() -> None:
     lengths = {"ours": [int(n) for n in args.ours.split(",")], "theirs": [int(n) for n in args.theirs.split(",")]}
     cells = []
     with tempfile.TemporaryDirectory() as scratch:
-        write_model(Path(scratch) / "model")
+        write_model(Path(scratch) / "model", "130m")
         logits = {engine: Path(scratch) / engine for engine in lengths}
         error = 0.0
         for turn in range(max(map(len, lengths.values()))):

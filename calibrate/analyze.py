@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ FACTOR = 8  # the papers look at L and at 8 L
 GRID = 96  # queries and bins of keys of an attention map
 FLOOR = 1e-3  # scores below this share of a query's largest are outside the receptive field
 _CHUNK = 4096  # keys a temporary spans
+_SHORT, _LONG = 16, 4  # windows read of L and of FACTOR * L tokens
 
 
 @dataclass
@@ -80,10 +82,14 @@ def attention_map(
 
 
 class Watch:
-    """The observer of one window: distances of its prefixes, running sums of delta, maps of sample channels."""
+    """The observer of one window. Short ones: the sums of delta training saw, decays. Long ones: distances of their
+    prefixes and, of the first, running sums of delta and maps of sample channels."""
 
-    def __init__(self, analysis: Analysis, limits: list[float], samples: dict[int, list[int]], short: bool) -> None:
-        self.analysis, self.limits, self.samples, self.short = analysis, limits, samples, short
+    def __init__(
+        self, analysis: Analysis, limits: list[float], samples: dict[int, list[int]], *, short: bool, share: int = 1
+    ) -> None:
+        """limits: the largest sum of delta of each layer so far; share: windows to take the mean over."""
+        self.analysis, self.limits, self.samples, self.short, self.share = analysis, limits, samples, short, share
         self.decays: list[Tensor] = []
 
     def observe(self, layer: int, inputs: ScanInputs) -> LayerPlan | None:
@@ -95,11 +101,13 @@ class Watch:
             self.limits[layer] = max(self.limits[layer], float(running[-1]))
             self.decays.append(log_decay(delta, A).cpu())
             return None
+        for length, by_layer in found.distances.items():
+            value = float(mean_distance(delta[:length], A, B[:length], C[length - 1]).mean())
+            by_layer[layer] += value / self.share
+        if len(found.passed) > layer:
+            return None  # the first long window has been here
         over = (running > self.limits[layer]).nonzero()
         found.passed.append(int(over[0]) + 1 if len(over) else None)
-        for length in sorted(found.distances):
-            value = float(mean_distance(delta[:length], A, B[:length], C[length - 1]).mean())
-            found.distances[length].append(value)
         for channel in self.samples.get(layer, []):
             decay = float(log_decay(delta[: found.train_length, channel : channel + 1], A[channel : channel + 1]))
             for length in (found.train_length, len(delta)):
@@ -111,7 +119,7 @@ class Watch:
 
 
 def analyze(lm: LM, documents: Sequence[Tensor], lengths: Sequence[int], samples: int = 4) -> Analysis:
-    """Read windows of L and one of FACTOR * L tokens plainly, and time prefill at `lengths` with every method.
+    """Read windows of L and of FACTOR * L tokens plainly, and time prefill at `lengths` with every method.
 
     documents: token ids. Raises UserError where no text is long enough.
     """
@@ -123,21 +131,25 @@ def analyze(lm: LM, documents: Sequence[Tensor], lengths: Sequence[int], samples
         raise UserError(
             f"--analyze reads {long} tokens in a row and the longest text has {len(longest)}; give longer --texts"
         )
-    analysis = Analysis(L, {n: [] for n in (L // 2, L, 2 * L, 4 * L, long)}, read=long)
+    analysis = Analysis(L, {n: [0.0] * n_layer for n in (L // 2, L, 2 * L, 4 * L, long)}, read=long)
     limits = [0.0] * n_layer
     watch = Watch(analysis, limits, {}, short=True)
-    windows = [doc[start : start + L] for doc in documents for start in range(0, len(doc) - L + 1, L)][:16]
-    for window in progress(windows, "reading at the training length", unit="window"):
+    for window in progress(_cut(documents, L, _SHORT), "reading at the training length", unit="window"):
         lm.prefill(window[None], method="none", observer=watch)
     decays = [torch.stack(watch.decays[layer::n_layer]).mean(0) for layer in range(n_layer)]
-    lm.prefill(
-        longest[None, :long],
-        method="none",
-        observer=Watch(analysis, limits, sample_channels(decays, samples), short=False),
-    )
+    windows = _cut(documents, long, _LONG)
+    watch = Watch(analysis, limits, sample_channels(decays, samples), short=False, share=len(windows))
+    for window in progress(windows, "reading far beyond it", unit="window"):
+        lm.prefill(window[None], method="none", observer=watch)
     analysis.maps.sort(key=lambda m: (-m.log_decay, m.layer, m.channel, m.length))
     analysis.times = prefill_times(lm, longest, lengths)
     return analysis
+
+
+def _cut(documents: Sequence[Tensor], length: int, most: int) -> list[Tensor]:
+    """The first windows of the documents, at most `most`, that do not overlap."""
+    starts = ((doc, start) for doc in documents for start in range(0, len(doc) - length + 1, length))
+    return [doc[start : start + length] for doc, start in islice(starts, most)]
 
 
 def sample_channels(decays: Sequence[Tensor], count: int) -> dict[int, list[int]]:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ..runtime.model import LM
 from ..runtime.sidecar import canonical
-from .assemble import assemble, with_sidecar
+from .assemble import assemble
 from .band_tables import Tables, band_entry
 from .console import progress
 from .journal import Journal
 from .picks import NONE, Candidate
-from .prefix import Prefix, read_all
+from .prefix import Prefix, read_whole
 from .score import PasskeyTrials, passkey_answered, tail_losses
 from .world import ALONE, World
 
@@ -87,7 +87,7 @@ class Arena:
         key = canonical([asdict(candidate), length, len(seen.losses), windows, len(seen.exact), trials])
         found = self.journal.get(key)
         if found is None:
-            lm, method, read = self._model(candidate, length), candidate.method, prefix.read if prefix else read_all
+            lm, method, read = self._model(candidate, length), candidate.method, prefix.read if prefix else read_whole
             found = {"losses": [], "right": [], "probability": []}
             if new_windows is not None and len(new_windows):
                 losses = tail_losses(lm, new_windows, self.tail, method, self.batch_tokens, world=self.world, read=read)
@@ -113,7 +113,7 @@ class Arena:
         """
         left = list(dict.fromkeys(candidates))
         stop = min(candidate.untouched() for candidate in left)
-        prefix = Prefix(stop) if stop and len(left) > 1 else None
+        prefix = Prefix(stop) if stop and len(left) > 1 and not self.lm.hybrid else None
         if prefix:
             windows, trials = self.counts(1.0)
             self.token_layers += stop * (windows + trials) * length
@@ -129,12 +129,12 @@ class Arena:
 
     def _model(self, candidate: Candidate, length: int) -> LM:
         if candidate == NONE:
-            return with_sidecar(self.lm, None)
+            return self.lm.with_sidecar(None)
         filters = {length: candidate.filter} if candidate.filter else {}
         L = self.tables.train_length
         band = band_entry(candidate.method, filters, candidate.decimate, [length], L)
         tensors = self.tables.band([length], filters, candidate.decimate, candidate.scale, only=True)
-        return with_sidecar(self.lm, assemble(self.lm, L, [(band, tensors)]))
+        return self.lm.with_sidecar(assemble(self.lm, L, [(band, tensors)]))
 
 
 _NO_VALUES = torch.empty(0, dtype=torch.float64)

@@ -48,11 +48,3 @@ def assemble(
         "policy": canonical({"bands": [entry.to_json() for entry, _ in bands]}),
     }
     return Sidecar(tensors, metadata)
-
-
-def with_sidecar(lm: LM, sidecar: Sidecar | None) -> LM:
-    """The same weights under another sidecar; nothing is copied."""
-    other = LM(lm.source, lm.config, lm.weights, sidecar, lm.backend)
-    if "tokenizer" in lm.__dict__:
-        other.__dict__["tokenizer"] = lm.__dict__["tokenizer"]
-    return other

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,14 +24,18 @@ class Tables:
     layers: Sequence[LayerMeasurement]
     train_length: int
     sweep: Sweep
+    _stretched: dict[tuple[int, float], Tensor] = field(default_factory=dict)  # (layer, share) -> g before theta
 
     def thresholds(self, pick: FilterPick, shares: Sequence[float]) -> Tensor:
         """The stretched g for each of `shares`: (len(shares), n_layer, D) float32, 0 where nothing is filtered."""
         table = torch.zeros(len(shares), len(self.layers), len(self.layers[0].decay()))
         for i in pick.layers:
             layer = self.layers[i]
-            kept = torch.tensor([[pick.share_of(i, share)] for share in shares], dtype=torch.float64)
-            g = layer.sketch.threshold(kept.expand(-1, table.shape[2])).float()
+            kept = [pick.share_of(i, share) for share in shares]
+            if new := [share for share in dict.fromkeys(kept) if (i, share) not in self._stretched]:
+                rows = torch.tensor(new, dtype=torch.float64)[:, None].expand(-1, table.shape[2])
+                self._stretched |= zip([(i, share) for share in new], layer.sketch.threshold(rows).float().cpu())
+            g = torch.stack([self._stretched[i, share] for share in kept])
             table[:, i] = torch.where(global_channels(layer, pick.log_theta), g, 0.0)
         return table
 
@@ -72,8 +76,10 @@ class Tables:
             tensors["keep"] = torch.tensor(decimate.keep())
             tensors["weights"] = torch.stack([score_weights(self.layers[i], decimate.score) for i in decimate.layers])
         if scale:
-            chosen = furthest(self.layers, scale.top)
-            tensors["scales"] = torch.stack([torch.where(chosen, scale.factor(n, L), 1.0) for n in at]).float()
+            powers = torch.where(furthest(self.layers, scale.top), scale.power, 0.0)  # (n_layer, D)
+            if scale.powers:
+                powers = torch.tensor(scale.powers)[:, None].expand_as(powers)
+            tensors["scales"] = torch.stack([(n / L) ** -powers.double() for n in at]).float()
         return tensors
 
 

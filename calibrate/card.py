@@ -8,7 +8,7 @@ from typing import Any
 from ..runtime.sidecar import Sidecar
 from ..runtime.source import is_hub_id, is_known_anywhere
 from .errors import UserError, first_line
-from .summary import Facts, command, score_tables
+from .summary import Facts, command, headline, score_tables
 
 BEGIN, END = "<!-- longscan:begin (calibrate push rewrites this part) -->", "<!-- longscan:end -->"
 TAGS = ("mamba", "long-context", "decimamba", "longmamba", "calibration")
@@ -70,6 +70,8 @@ def _body(side: Sidecar, repo_id: str, figures: Mapping[str, str]) -> str:
         f'```python\nfrom longscan.runtime import load\nlm = {loaded}\nprint("".join(lm.generate(prompt)))\n```',
         "## Measured",
     ]
+    if told := headline(side):
+        parts.append(told)
     tables = score_tables(side)
     for title, header, rows in tables:
         lines = [f"**{title}**", "", _line(header), _line(["---"] * len(header)), *map(_line, rows)]

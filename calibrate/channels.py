@@ -34,7 +34,7 @@ def score_weights(layer: LayerMeasurement, score: ScoreChannels) -> Tensor:
         return (reach / reach.max().clamp(min=1e-9)).float()
     chosen = ((decay >= decay.quantile(1 - _TOP_SHARE)) | (decay > _LOCAL_LOG_DECAY)).double()
     if score == "relative":
-        chosen = chosen / layer.sketch.mean().clamp(min=1e-9) ** 2
+        chosen = chosen / layer.sketch.mean().cpu().clamp(min=1e-9) ** 2
         chosen = chosen / chosen.max()
     return chosen.float()
 

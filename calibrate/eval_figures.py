@@ -27,14 +27,14 @@ def read_eval(path: Path) -> dict[str, Any]:
     return document
 
 
-def pictures(documents: Sequence[dict[str, Any]], train_length: int) -> list[Picture]:
-    """One picture a document, and the time to read a prompt of the first that has tokens and seconds."""
+def pictures(documents: Sequence[dict[str, Any]], train_length: int, *, times: bool = True) -> list[Picture]:
+    """One picture a document and, with `times`, how long the first perplexity evaluation took to read a window."""
     found = []
     for index, document in enumerate(documents):
         draw = _passkeys if document.get("task") == "passkey" else _perplexity
         found.append(draw(document, train_length, f"{index + 1}"))
     timed = next((document for document in documents if document.get("task") != "passkey"), None)
-    if timed is not None:
+    if times and timed is not None:
         rows = [(row["length"], row["method"], row["seconds"] / row["windows"]) for row in timed["rows"]]
         where = timed.get("machine", {}).get("device", "an unnamed machine")
         found.append(

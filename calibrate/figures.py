@@ -18,9 +18,9 @@ SCHEMATIC = 65536  # the papers draw the sequence's length by layer at 64k
 def pictures(side: Sidecar, mean_distance: Sequence[float] | None = None) -> list[Picture]:
     """The figures, in the report's order, without those the sidecar has no data for.
 
-    mean_distance: one value a layer in tokens, where the caller has measured it; else the sidecar's own.
+    mean_distance: one value a layer in tokens, for sidecars that do not record it.
     """
-    distance = mean_distance or layer_values(side, "mean_distance")
+    distance = layer_values(side, "mean_distance") or mean_distance
     found = [
         perplexity(side),
         passkeys(side),

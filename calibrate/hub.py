@@ -54,6 +54,12 @@ def lost(error: BaseException | None) -> bool:
     return False
 
 
+def unanswered(error: BaseException) -> bool:
+    """Whether the Hub gave no answer or refused one: lost, offline, an HTTP error, a name it does not take."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return status(error) is not None or lost(error) or bool(names & {"OfflineModeIsEnabled", "HFValidationError"})
+
+
 def explain(error: Exception, repo: str) -> UserError:
     """What went wrong with a push and what to do, in one line. Nothing was committed."""
     if isinstance(error, UserError):

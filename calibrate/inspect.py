@@ -10,7 +10,7 @@ import torch
 
 from ..runtime.sidecar import Sidecar
 from .errors import UserError
-from .summary import calibrated_lengths, filtered_channels, kept_mass, layer_values
+from .summary import calibrated_lengths, filtered_channels, headline, kept_mass, layer_values
 
 
 def describe(side: Sidecar) -> dict[str, Any]:
@@ -34,6 +34,7 @@ def describe(side: Sidecar) -> dict[str, Any]:
         "base_model_revision": meta["base_model_revision"],
         "model_fingerprint": meta["model_fingerprint"],
         "train_length": side.train_length,
+        "headline": headline(side),
         "layers": int(meta["n_layer"]),
         "channels": int(meta["channels"]),
         "bands": bands,
@@ -47,17 +48,19 @@ def describe(side: Sidecar) -> dict[str, Any]:
 def layer_rows(side: Sidecar, length: int, distance: Sequence[float] | None = None) -> list[dict[str, Any]]:
     """One row a layer at a length: what its filter and its decimation do there, whichever of them "auto" uses.
 
-    distance: mean distances measured just now, in the place of the calibration's.
+    distance: mean distances measured just now, for sidecars that do not record them.
 
     global_channels and kept_mass (the factor m of those channels) are None where the sidecar holds no filter; keep is
     None in layers that do not decimate; mean_distance (tokens) is None where the calibration did not record it.
     """
-    counts, distance = filtered_channels(side, length), distance or layer_values(side, "mean_distance")
+    counts, distance = filtered_channels(side, length), layer_values(side, "mean_distance") or distance
     band = side.band(length)
     keep: dict[int, int] = {}
     if f"bands.{band}.layers" in side.tensors:
         keep = dict(zip(side.tensors[f"bands.{band}.layers"].tolist(), side.tensors[f"bands.{band}.keep"].tolist()))
     rows = []
+    tilt = side.bands[band].tilt or (1.0,) * int(side.metadata["n_layer"])
+    mass = kept_mass(side, length)
     for layer in range(int(side.metadata["n_layer"])):
         filtered = counts[layer] if counts is not None else None
         rows.append(
@@ -66,7 +69,7 @@ def layer_rows(side: Sidecar, length: int, distance: Sequence[float] | None = No
                 "global_channels": filtered,
                 "mean_distance": None if distance is None else distance[layer],
                 "keep": keep.get(layer),
-                "kept_mass": kept_mass(side, length) if filtered else None,
+                "kept_mass": mass * tilt[layer] if filtered and mass is not None else None,
             }
         )
     return rows
@@ -113,6 +116,7 @@ def render(found: dict[str, Any]) -> str:
         f"{found['layers']} layers x {found['channels']} channels, fingerprint {found['model_fingerprint'][:12]}",
         f"calibrated on {found['calibration'].get('texts')}, objective {found['calibration'].get('objective')}, "
         f"seed {found['calibration'].get('seed')}",
+        *([found["headline"]] if found["headline"] else []),
         "",
         f"{'lengths':<22}{'auto':<10}{'theta':<11}{'mass m(S)':<34}{'decimation'}",
     ]

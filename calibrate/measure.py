@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,9 @@ from .published_fit import published_g
 from .sketch import DeltaSketch, exact_values
 from .world import ALONE, World
 
-_TIME_BLOCK = 64  # tokens a (time, D, N) tensor spans: memory, not results
+# Elements of a (B, tokens, D, N) tensor: as many as a CPU caches, enough to keep a GPU busy.
+_ELEMENTS = {"cpu": 2**18, "cuda": 2**25}
+_BATCH_ELEMENTS = 2**26  # tokens x d_inner a batch at most
 PublishedTable = tuple[Sequence[int], "float | None"]  # lengths at which the published g is fitted, and C
 
 
@@ -35,44 +37,56 @@ class LayerMeasurement:
     log_decay: Tensor
     mean_distance: Tensor
     published: Tensor
+    _decays: dict[str, Tensor] = field(default_factory=dict)
 
     def decay(self, aggregate: str = "mean") -> Tensor:
         """log of the mean (or max) over windows of the decay, (D,) float64: logsumexp, not a mean of logs."""
-        if aggregate == "max":
-            return self.log_decay.amax(0)
-        n = torch.tensor(float(len(self.log_decay)), dtype=torch.float64)
-        return torch.logsumexp(self.log_decay, 0) - torch.log(n)
+        if aggregate not in self._decays:
+            n = torch.tensor(float(len(self.log_decay)), dtype=torch.float64)
+            mean = torch.logsumexp(self.log_decay, 0) - torch.log(n)
+            self._decays[aggregate] = self.log_decay.amax(0) if aggregate == "max" else mean
+        return self._decays[aggregate]
 
     def reach(self) -> Tensor:
         """Mean over windows of each channel's mean distance, (D,) float64 in tokens."""
         return self.mean_distance.double().mean(0)
 
 
+def _time_block(delta: Tensor, A: Tensor) -> int:
+    """Tokens a (..., tokens, D, N) tensor spans."""
+    elements = _ELEMENTS.get(delta.device.type, _ELEMENTS["cpu"])
+    return max(1, elements // (delta.shape[:-2].numel() * A.numel()))
+
+
 def log_decay(delta: Tensor, A: Tensor) -> Tensor:
-    """log prod_t mean_n exp(delta_t A_n): delta (L, D), A (D, N) -> (D,) float64. Mean over states at each step."""
-    total = torch.zeros(delta.shape[1], dtype=torch.float64, device=delta.device)
-    for part in delta.split(_TIME_BLOCK):
-        total += torch.exp(part[:, :, None] * A).mean(2).double().log().sum(0)
+    """log prod_t mean_n exp(delta_t A_n): delta (..., L, D), A (D, N) -> (..., D) float64.
+
+    The mean over states is taken at each step, before the product.
+    """
+    total = torch.zeros(delta.shape[:-2] + delta.shape[-1:], dtype=torch.float64, device=delta.device)
+    for part in delta.split(_time_block(delta, A), -2):
+        total += torch.exp(part[..., None] * A).mean(-1).double().log().sum(-2)
     return total
 
 
 def mean_distance(delta: Tensor, A: Tensor, B: Tensor, C_last: Tensor) -> Tensor:
-    """Mamba Mean Distance of one sequence: sum_j (L-1-j)|M_j| / sum_j |M_j| of each channel, (D,) float64, in tokens.
+    """Mamba Mean Distance of each sequence and channel, sum_j (L-1-j)|M_j| / sum_j |M_j|: (..., D) float64, in tokens.
 
     M_j = sum_n C_n exp(A_n sum_{k>j} delta_k) delta_j B_jn is the implicit attention of the last token.
-    delta (L, D), A (D, N), B (L, N), C_last (N,). A layer's distance is the mean over its channels.
+    delta (..., L, D), A (D, N), B (..., L, N), C_last (..., N). A layer's distance is the mean over its channels.
     """
-    L, D = delta.shape
-    after = delta.flip(0).cumsum(0).flip(0) - delta  # sum of delta over k > j
-    weighted = torch.zeros(D, dtype=torch.float64, device=delta.device)
+    L, block = delta.shape[-2], _time_block(delta, A)
+    after = delta.flip(-2).cumsum(-2).flip(-2) - delta  # sum of delta over k > j
+    weighted = torch.zeros(delta.shape[:-2] + delta.shape[-1:], dtype=torch.float64, device=delta.device)
     total = torch.zeros_like(weighted)
-    for start in range(0, L, _TIME_BLOCK):
-        part = slice(start, start + _TIME_BLOCK)
-        M = torch.einsum("ldn,ln->ld", torch.exp(after[part, :, None] * A), B[part] * C_last) * delta[part]
-        size = M.abs().double()
-        distance = torch.arange(L - 1 - start, L - 1 - start - size.shape[0], -1, device=delta.device)
-        weighted += (distance[:, None] * size).sum(0)
-        total += size.sum(0)
+    for start in range(0, L, block):
+        part = slice(start, start + block)
+        decay = torch.exp(after[..., part, :, None] * A)
+        reads = B[..., part, :] * C_last[..., None, :]  # C_n B_jn
+        size = (torch.einsum("...ldn,...ln->...ld", decay, reads) * delta[..., part, :]).abs().double()
+        distance = torch.arange(L - 1 - start, L - 1 - start - size.shape[-2], -1, device=delta.device)
+        weighted += (distance[:, None] * size).sum(-2)
+        total += size.sum(-2)
     return weighted / total.clamp(min=1e-300)
 
 
@@ -90,21 +104,29 @@ class Measure:
         for layer in lm.weights.layers:
             D = layer.A.shape[0]
             sketch = DeltaSketch.empty(D, values, lm.device)
-            decay, distance = torch.zeros(windows, D, dtype=torch.float64), torch.zeros(windows, D)
-            g = torch.zeros(windows, len(published[0]) if published else 0, D, dtype=torch.float64)
+            decay = torch.zeros(windows, D, dtype=torch.float64, device=lm.device)
+            distance = torch.zeros(windows, D, device=lm.device)
+            lengths = len(published[0]) if published else 0
+            g = torch.zeros(windows, lengths, D, dtype=torch.float64, device=lm.device)
             self.layers.append(LayerMeasurement(sketch, decay, distance, g))
 
     def observe(self, layer: int, inputs: ScanInputs) -> LayerPlan | None:
         w, found, A = inputs.weights, self.layers[layer], inputs.weights.A.float()
         delta = F.softplus(inputs.delta.float() + w.dt_bias.float())
         found.sketch.add(delta.flatten(0, 1))
-        for row, window in enumerate(range(self.first, self.first + len(delta))):
-            found.log_decay[window] = log_decay(delta[row], A)
-            found.mean_distance[window] = mean_distance(delta[row], A, inputs.B[row].float(), inputs.C[row, -1].float())
-            if self._published is not None:
-                lengths, C = self._published
-                found.published[window] = torch.stack([published_g(delta[row], S, C) for S in lengths])
+        rows = slice(self.first, self.first + len(delta))
+        found.log_decay[rows] = log_decay(delta, A)
+        found.mean_distance[rows] = mean_distance(delta, A, inputs.B.float(), inputs.C[:, -1].float())
+        if self._published is not None:
+            lengths, C = self._published
+            for window, one in enumerate(delta, self.first):
+                found.published[window] = torch.stack([published_g(one, S, C) for S in lengths])
         return None
+
+
+def tokens_a_batch(wanted: int, d_inner: int) -> int:
+    """The recipe's tokens a batch, fewer for a wide model; nothing else decides, so neither memory nor ranks do."""
+    return min(wanted, max(1, _BATCH_ELEMENTS // d_inner))
 
 
 def measure(
@@ -118,8 +140,8 @@ def measure(
         lm.prefill(batch, method="none", observer=observer)
     for layer in observer.layers:
         layer.sketch = merge_over(world, layer.sketch)
-        for each in (layer.log_decay, layer.mean_distance, layer.published):
-            world.total(each)
+        for name in ("log_decay", "mean_distance", "published"):
+            setattr(layer, name, world.total(getattr(layer, name).cpu()))
     return observer.layers
 
 
@@ -136,14 +158,15 @@ def measured(
     restored = []
     for i in range(len(lm.weights.layers)):
         *sketch, decay, distance, g = (found[f"{i}.{k}"] for k in range(8))
+        sketch = [t.to(lm.device) for t in sketch]
         restored.append(LayerMeasurement(DeltaSketch.of(sketch, windows.numel()), decay, distance, g))
     return restored
 
 
 def merge_over(world: World, sketch: DeltaSketch) -> DeltaSketch:
-    """One sketch of what all ranks saw, on the CPU."""
+    """One sketch of what all ranks saw, where it was made: thresholds are read off on the device."""
     seen = world.gather(torch.tensor([sketch.seen]))
-    gathered = zip(*([t.cpu() for t in world.gather(part)] for part in sketch.tensors()))
+    gathered = zip(*(world.gather(part) for part in sketch.tensors()))
     first, *others = (DeltaSketch.of(tensors, int(n)) for tensors, n in zip(gathered, seen))
     for other in others:
         first.merge(other)

@@ -48,13 +48,14 @@ class DecimatePick:
 
 @dataclass(frozen=True)
 class ScalePick:
-    """Multiply delta by (S / L) ** -power in the `top` share of the model's channels with the largest mean distance."""
+    """Multiply delta by (S / L) ** -power in the `top` share of the model's channels with the largest mean distance.
+
+    powers: one a layer, for all its channels, in the place of power and top; empty = those.
+    """
 
     power: float
     top: float
-
-    def factor(self, length: float, train_length: int) -> float:
-        return (length / train_length) ** -self.power
+    powers: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,8 @@ def _row(
         row["score"] = candidate.decimate.score
     if candidate.scale:
         row["power"], row["top"] = candidate.scale.power, candidate.scale.top
+        if candidate.scale.powers:
+            row["powers"] = list(candidate.scale.powers)
     return row
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..runtime.forward import Stream, embed, logits, run_layers
 from ..runtime.model import LM
 from ..runtime.plan import PLAIN
-from ..runtime.prefill import layer_plans
+from ..runtime.prefill import layer_plans, plan_at
 from ..runtime.state import State
 
 # (model, ids (B, S), method, rows of logits wanted) -> logits (B, K, V), state
@@ -20,9 +20,14 @@ _HELD_BYTES = 2 << 30  # residual streams kept at most; beyond, a batch is read 
 
 
 def read_all(lm: LM, ids: Tensor, method: str, keep: int) -> tuple[Tensor, State]:
-    """All layers."""
+    """All layers, in chunks that suit the machine."""
     out = lm.prefill(ids, method=method, logits_to_keep=keep)
     return out.logits, out.state
+
+
+def read_whole(lm: LM, ids: Tensor, method: str, keep: int) -> tuple[Tensor, State]:
+    """All layers in one pass, as every candidate is read: the bits hang on no memory, and too little is an error."""
+    return Prefix(0).read(lm, ids, method, keep)
 
 
 class Prefix:
@@ -35,15 +40,16 @@ class Prefix:
 
     @torch.inference_mode()
     def read(self, lm: LM, ids: Tensor, method: str, keep: int) -> tuple[Tensor, State]:
-        """The same as `read_all`, to the bit."""
-        assert lm.sidecar is not None
-        plans = layer_plans((lm.sidecar.plan(ids.shape[1], method),), lm.sidecar, lm.weights, keep)
+        """Logits and state after layers stop ... n_layer - 1, the ones below taken from where they are held."""
+        plan = plan_at(lm.sidecar, ids.shape[1], method, fresh=True)
+        plans = layer_plans((plan,), lm.sidecar, lm.weights, keep)
         stream, state = self._below(lm, ids)
         state = state.clone()
         stream = run_layers(
             lm.weights, lm.config, stream, state, plans, protected=keep, first=self.stop, backend=lm.backend
         )
         state.length += ids.shape[1]
+        state.plan, state.method, state.protected = plan, method, keep  # steps that follow filter as after a prefill
         return logits(lm.weights, lm.config, stream.residual[:, -keep:]), state
 
     def _below(self, lm: LM, ids: Tensor) -> tuple[Stream, State]:
@@ -54,7 +60,7 @@ class Prefix:
             stream = embed(lm.weights, lm.config, ids, state.length, None)
             stream = run_layers(lm.weights, lm.config, stream, state, plain, stop=self.stop, backend=lm.backend)
             size = stream.residual.nbytes + state.ssm.nbytes + state.conv.nbytes
-            if self._bytes + size > _HELD_BYTES:
+            if not self.stop or self._bytes + size > _HELD_BYTES:
                 return stream, state
             self._held[key], self._bytes = (stream, state), self._bytes + size
         return self._held[key]

@@ -14,7 +14,7 @@ from ..runtime.source import BUNDLED, SIDECAR_FILE, is_hub_id
 from .card import merge, model_card
 from .errors import UserError
 from .figures import pictures
-from .hub import explain, retried, status
+from .hub import explain, retried, status, unanswered
 from .inspect import describe
 
 if TYPE_CHECKING:
@@ -61,8 +61,10 @@ def hub_licence(base_model: str) -> str | None:
         return None
     try:
         card = HfApi(library_name="longscan").model_info(base_model, timeout=10).card_data
-    except Exception:  # only a courtesy: a push must not fail for the base model's card
-        return None
+    except Exception as error:
+        if not unanswered(error):
+            raise
+        return None  # only a courtesy: a push must not fail for the base model's card
     found = None if card is None else card.to_dict().get("license")
     return found if isinstance(found, str) else None
 

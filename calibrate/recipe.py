@@ -58,7 +58,7 @@ class TextSources:
 @dataclass(frozen=True)
 class Measure:
     windows: int = setting(64, integer(1), "windows of the training length in the measuring pass")
-    batch_tokens: int = setting(16384, integer(1), "tokens a batch; fixed here so that the bytes do not hang on memory")
+    batch_tokens: int = setting(16384, integer(1), "tokens a batch; fewer where d_inner > 4096")
     sweep_windows: int = setting(32, integer(1), "a sequential sweep reads so many training lengths of tokens")
 
 
@@ -67,10 +67,12 @@ class Mass:
     """The mass factor m(S): how many times the training length's mass of delta is kept at length S."""
 
     law: tuple[float, ...] = setting(
-        (0.25, 0.4, 0.6), listing(_positive, "numbers above 0"), "candidates as multiples of S/L: m = law * S/L"
+        (0.1, 0.2, 0.4, 0.6), listing(_positive, "numbers above 0"), "candidates as multiples of S/L: m = law * S/L"
     )
     factors: tuple[float, ...] | None = setting(
-        None, optional(listing(_positive, "numbers above 0")), "candidates for m itself, the same at every length"
+        (0.5, 1.0, 2.0),
+        optional(listing(_positive, "numbers above 0")),
+        "candidates for m itself, the same at every length",
     )
     tilt: bool = setting(False, boolean, "search factors on the mass by blocks of layers")
 
@@ -113,7 +115,7 @@ class Filter:
     start: int | None = setting(None, optional(_length), "length the filter is active from; null: right above L")
     interpolate: bool = setting(True, boolean, "g between stored lengths: interpolated, or the nearest entry's")
     layers: Literal["all", "search"] | tuple[int, ...] = setting(
-        "all", either(choice("all", "search"), _layers), "layers that are filtered"
+        "search", either(choice("all", "search"), _layers), "layers that are filtered"
     )
     scale_from: int | None = setting(
         None,
@@ -166,7 +168,7 @@ class Decimate:
 
 @dataclass(frozen=True)
 class Scale:
-    """Delta scaling, after UPI (delta / n in the fifth of the channels that reach furthest, n = S / L)."""
+    """Delta scaling: UPI's (delta / n in the fifth of the channels that reach furthest; n = S / L) or MambaExtend's."""
 
     search: bool = setting(False, boolean, "measure this method as well; --method scale does in any case")
     powers: tuple[float, ...] = setting(
@@ -175,6 +177,7 @@ class Scale:
     top: tuple[float, ...] = setting(
         (0.1, 0.2, 0.4), listing(_share, "numbers above 0 and below 1"), "candidates: share of the model's channels"
     )
+    by_layer: bool = setting(False, boolean, "MambaExtend's form instead: all channels, one searched power a layer")
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,18 @@ import base64
 import hashlib
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..runtime.sidecar import Sidecar
+from .errors import UserError, first_line
 from .inspect import layer_rows
 from .plots import Picture, tokens
-from .summary import Facts, calibrated_lengths, command, label, layer_values, score_tables
+from .summary import Facts, calibrated_lengths, command, headline, label, layer_values, score_tables
 
+TIMES = ("eval-prefill-time", "prefill-time")  # figures
+_NO_TIMES = "Not measured: a sidecar holds no times. Add --eval FILE (calibrate eval --json), or --analyze."
 _CSS = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1d2430; background: #fff; margin: 0 auto; padding: 0 16px 48px;
@@ -29,7 +33,7 @@ th, td { text-align: left; padding: 4px 14px 4px 0; border-bottom: 1px solid #e2
 .numbers th, .numbers td { text-align: right; white-space: nowrap; }
 .facts td:first-child { color: #4a5568; white-space: nowrap; }
 .tables { display: flex; flex-wrap: wrap; gap: 8px 48px; } .tables > div { max-width: 100%; }
-@media (max-width: 600px) { th, td { padding-right: 7px; font-size: .8rem; } }
+@media (max-width: 600px) { th, td { padding-right: 7px; font-size: .8rem; } .numbers th { white-space: normal; } }
 pre { background: #f5f7fa; padding: 10px; overflow-x: auto; font-size: .85rem; white-space: pre-wrap; }
 """
 
@@ -40,16 +44,19 @@ def render(
     data: bytes,
     groups: Sequence[tuple[str, Sequence[Picture]]],
     mean_distance: Sequence[float] | None = None,
+    run: Mapping[str, Any] | None = None,
 ) -> str:
     """The page. name, data: the sidecar's file. groups: (heading, pictures), drawn as SVG.
 
-    mean_distance: one value a layer where it was measured just now, in the place of the calibration's.
+    mean_distance: one value a layer where it was measured just now, for sidecars that do not record it.
+    run: what `calibrate run --json` printed when it made the sidecar, see read_run.
     """
     base = html.escape(side.metadata["base_model"])
+    told = headline(side) or f"What the sidecar of {side.metadata['base_model']} does at each length."
     parts = [
         f"<h1>{base} beyond {side.train_length:,} tokens</h1>",
-        f"<p>What a calibration found for {base}, and what its sidecar does at each length.</p>",
-        _section("Summary", _facts(side, name, data)),
+        f"<p>{html.escape(told)}</p>",
+        _section("Summary", _facts(side, name, data, run)),
         _section("Picks", _picks(side)),
     ]
     tables = [f"<div><h3>{html.escape(t)}</h3>{_table(head, rows)}</div>" for t, head, rows in score_tables(side)]
@@ -60,6 +67,8 @@ def render(
         if pictures:
             drawn = "".join(_figure(picture) for picture in pictures)
             parts.append(_section(heading, f'<div class="figures">{drawn}</div>'))
+    if not any(picture.name in TIMES for _, pictures in groups for picture in pictures):
+        parts.append(_section("Prefill time", f"<p>{_NO_TIMES}</p>"))
     parts += [
         _section(f"Layers at {tokens(calibrated_lengths(side)[-1])} tokens", _layers(side, mean_distance)),
         _section("Recipe", _recipe(side)),
@@ -71,6 +80,21 @@ def render(
         + "\n".join(parts)
         + "\n</body></html>\n"
     )
+
+
+def read_run(path: Path, sidecar: bytes) -> dict[str, Any]:
+    """A document of `calibrate run --json`. Raises UserError if it is none, or of another sidecar than these bytes."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path.name} ({error.strerror}); check --run") from error
+    except ValueError as error:
+        raise UserError(f"{path.name} is not JSON ({first_line(error, 80)}); give what run --json printed") from error
+    if not isinstance(document, dict) or not {"sha256", "cost", "seconds", "tokens"} <= set(document):
+        raise UserError(f"{path.name} describes no calibration; give what `calibrate run --json` printed")
+    if document["sha256"] != hashlib.sha256(sidecar).hexdigest():
+        raise UserError(f"{path.name} belongs to another sidecar (another sha256); give this one's, or leave it out")
+    return document
 
 
 def _section(heading: str, body: str) -> str:
@@ -94,10 +118,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], kind: str = "numb
     return f'<div class="wide"><table class="{kind}"><tr>{header}</tr>{body}</table></div>'
 
 
-def _facts(side: Sidecar, name: str, data: bytes) -> str:
+def _facts(side: Sidecar, name: str, data: bytes, run: Mapping[str, Any] | None) -> str:
     meta, made = side.metadata, Facts.of(side).calibration
     revision = meta["base_model_revision"]
-    cost = made.get("cost")
     facts = [
         ("model", meta["base_model"] + (f" at {revision}" if revision else "")),
         (
@@ -117,13 +140,19 @@ def _facts(side: Sidecar, name: str, data: bytes) -> str:
         ),
         (
             "cost",
-            f"{cost} times reading the held-out windows once" if cost is not None else "not recorded in this sidecar",
+            "give --run the output of calibrate run --json: equal runs are equal bytes, so the sidecar keeps no time"
+            if run is None
+            else f"{run['seconds']:.0f} s; read {run['tokens']:,} tokens, {run['cost']:.1f} times the held-out windows",
         ),
         ("sidecar", f"{name}, {len(data):,} bytes, sha256 {hashlib.sha256(data).hexdigest()}"),
         ("made by", f"{meta['producer']} {meta['producer_version']}"),
     ]
     rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in facts)
     return f'<table class="facts">{rows}</table>'
+
+
+def _length(item: tuple[str, float]) -> int:
+    return int(item[0])
 
 
 def _picks(side: Sidecar) -> str:
@@ -133,7 +162,7 @@ def _picks(side: Sidecar) -> str:
         if f"bands.{b}.layers" in side.tensors:
             pairs = zip(side.tensors[f"bands.{b}.layers"].tolist(), side.tensors[f"bands.{b}.keep"].tolist())
             keep = ", ".join(f"layer {layer} keeps {n:,}" for layer, n in pairs) + f" ({band.score} channels scored)"
-        mass = ", ".join(f"{tokens(int(n))}: {m:.2f}" for n, m in band.mass.items())
+        mass = ", ".join(f"{tokens(int(n))}: {m:.2f}" for n, m in sorted(band.mass.items(), key=_length))
         theta = "" if band.log_theta is None else f"e^{band.log_theta:.1f}"
         rows.append([", ".join(tokens(n) for n in band.lengths), label(band.method), theta, mass, keep, band.g_fit])
     head = ["lengths", "auto does", "theta", "mass factor m(S)", "decimation", "g fit"]

@@ -21,7 +21,7 @@ from .band_tables import Tables, band_entry
 from .console import say
 from .errors import UserError
 from .journal import Journal
-from .measure import LayerMeasurement, measured
+from .measure import LayerMeasurement, measured, tokens_a_batch
 from .picks import Candidate, DecimatePick, FilterPick
 from .policy import bands, choose
 from .published import published_decimation, published_filter
@@ -63,9 +63,18 @@ class Calibration:
     tokens: int
 
 
-def allowed_methods(method: str, recipe: Recipe) -> list[str]:
-    """Candidates that `--method` leaves; "none" is always one. The scale is one more where the recipe wants it."""
-    three = ["filter", "decimate", "both"]
+def allowed_methods(method: str, recipe: Recipe, hybrid: bool = False) -> list[str]:
+    """Candidates that `--method` leaves; "none" is always one. The scale is one more where the recipe wants it.
+
+    A hybrid is never decimated. Raises UserError if that is what was asked for.
+    """
+    only_decimates = method in ("decimate", "both") or (recipe.filter.fit != "published" and not recipe.decimate.search)
+    if hybrid and only_decimates:
+        raise UserError(
+            "this model's attention layers need every token, so it cannot be decimated; "
+            "give --method auto, filter or none and a recipe that filters"
+        )
+    three = ["filter"] if hybrid else ["filter", "decimate", "both"]
     some = {"auto": three + ["scale"] * recipe.scale.search, "both": three, "none": []}
     return some.get(method, [method])
 
@@ -80,6 +89,7 @@ def calibrate(lm: LM, recipe: Recipe, options: Options, world: World = ALONE) ->
     """Calibrate a model. Raises UserError with the remedy where texts, lengths and model do not fit together."""
     began = time.monotonic()
     L, lengths = options.train_length, sorted(options.lengths)
+    allowed = allowed_methods(options.method, recipe, lm.hybrid)
     if lengths[0] <= L:
         raise UserError(f"length {lengths[0]} is not above the training length {L}; give longer --lengths")
     texts = read_texts(options.texts, role="run")
@@ -108,19 +118,21 @@ def calibrate(lm: LM, recipe: Recipe, options: Options, world: World = ALONE) ->
     if options.method == "none":
         return finish([(band_entry("none", {}, None, lengths, L), {})])
     published = _published_table(lm, recipe, options)
-    layers = measured(lm, windows, recipe.measure.batch_tokens, published, journal, world)
+    batch_tokens = tokens_a_batch(recipe.measure.batch_tokens, 2 * lm.weights.embedding.shape[1])  # d_inner
+    layers = measured(lm, windows, batch_tokens, published, journal, world)
     provenance["layers"] = [{"mean_distance": round(float(layer.reach().mean()), 3)} for layer in layers]
     sweep_tokens = recipe.measure.sweep_windows * L
-    sweeper = Sweeper(lm, layers, fit, sweep_tokens, recipe.measure.batch_tokens, options.seed, journal, world)
+    sweeper = Sweeper(lm, layers, fit, sweep_tokens, batch_tokens, options.seed, journal, world)
     tables = Tables(layers, L, sweeper)
     if recipe.filter.fit == "published" or not recipe.decimate.search:
         fixed = _published_band(lm, recipe, options, tables, published)
         return finish([fixed], tokens=windows.numel())
 
-    arena = _arena(lm, tables, held_out, recipe, options, journal, world)
+    arena = _arena(lm, tables, held_out, batch_tokens, options, journal, world)
     plain_scores(arena, lengths)
-    allowed = allowed_methods(options.method, recipe)
-    picks = Search(arena, recipe, lengths, options.seed).run(set(allowed))
+    search = Search(arena, recipe, lengths, options.seed)
+    picks = search.run(set(allowed))
+    provenance["fits"] = sorted(search.fits, key=lambda fit: fit["length"])
     chosen: list[Candidate] = []
     scores: list[dict[str, Any]] = []
     for pick in picks:
@@ -136,7 +148,7 @@ def _arena(
     lm: LM,
     tables: Tables,
     held_out: Sequence[Tensor],
-    recipe: Recipe,
+    batch_tokens: int,
     options: Options,
     journal: Journal,
     world: World,
@@ -150,7 +162,7 @@ def _arena(
         count = len(DEPTHS) * -(-options.samples // 4)
         depths = [DEPTHS[i % len(DEPTHS)] for i in range(count)]
         trials = {n: passkey_trials(lm, held_out, n, depths, "calibrate", options.seed) for n in lengths}
-    return Arena(lm, tables, options.objective, windows, trials, tail, recipe.measure.batch_tokens, journal, world)
+    return Arena(lm, tables, options.objective, windows, trials, tail, batch_tokens, journal, world)
 
 
 def _distinct_tokens(arena: Arena, lengths: Sequence[int]) -> int:
@@ -193,7 +205,7 @@ def _published_band(
         mass = {n: value for n, value in mass.items() if value > 0}
         filters = {n: FilterPick(log_theta, tuple(range(len(layers))), 1.0) for n in options.lengths}
     decimate = None
-    if options.method in ("decimate", "both", "auto"):
+    if options.method in ("decimate", "both", "auto") and not lm.hybrid:
         row = published_decimation(recipe, lm.source.name, len(layers), L)
         decimate = DecimatePick(tuple(row.layers), row.base, row.beta, "all")
         tensors |= tables.band(options.lengths, {}, decimate, None)
@@ -207,8 +219,8 @@ def _published_band(
 
 def _kept_mass(layers: Sequence[LayerMeasurement], g: Tensor, length: int, L: int) -> float:
     """Mean over filtered channels of the mass factor m = kept share x S / L that g (n_layer, D) amounts to."""
-    factors = [layer.sketch.kept_share(g[i])[g[i] > 0] * length / L for i, layer in enumerate(layers)]
-    joined = torch.cat(factors)
+    shares = [layer.sketch.kept_share(g[i].to(layer.sketch.mass.device)).cpu() for i, layer in enumerate(layers)]
+    joined = torch.cat([share[g[i] > 0] for i, share in enumerate(shares)]) * length / L
     return round(float(joined.mean()), 6) if len(joined) else 0.0
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -60,16 +62,17 @@ class Search:
         self.arena, self.recipe, self.lengths, self.seed = arena, recipe, sorted(lengths), seed
         self.layers, self.L = arena.tables.layers, arena.tables.train_length
         self.pivot = self.lengths[len(self.lengths) // 2]
+        self.fits: list[dict[str, Any]] = []  # the two fits of g compared, an entry a length
 
     def run(self, methods: set[str]) -> list[LengthPicks]:
         """Picks for every length. methods: those of filter, decimate, both, scale that may be used."""
         filters = self._filters() if methods & {"filter", "both"} else {}
         decimations = self._decimations() if methods & {"decimate", "both"} else {}
-        scale = self._scale() if "scale" in methods else None
         found = []
         for length in progress(self.lengths, "combining", unit="length"):
             f, d = filters.get(length), decimations.get(length, [])
             both = self._both(f, d, length) if f and d and "both" in methods else None
+            scale = self._scale(length) if "scale" in methods else None
             found.append(LengthPicks(length, f, d[0] if d else None, both, scale))
         return found
 
@@ -85,7 +88,7 @@ class Search:
         order = [n for n in self.lengths if n > self.pivot] + [n for n in reversed(self.lengths) if n < self.pivot]
         for length in progress(order, "filter by length", unit="length"):
             near = min(stretched, key=lambda n: abs(n - length))
-            stretched[length] = self._theta(self._shares(stretched[near], length), length)
+            stretched[length] = self._theta(self._shares(stretched[near], length, near), length)
         return {n: Candidate(self._fitted(pick, n)) for n, pick in stretched.items()}
 
     def _pivot_filter(self) -> FilterPick:
@@ -102,7 +105,7 @@ class Search:
             pick = self._drop_blocks(pick)
         if mass.tilt:
             pick = self._tilt(pick)
-        return self._shares(pick, pivot)
+        return self._shares(pick, pivot, pivot)
 
     def _blocks(self) -> list[range]:
         n_layer = len(self.layers)
@@ -135,10 +138,15 @@ class Search:
             left.remove(tried[best])
         return pick
 
-    def _shares(self, pick: FilterPick, length: int) -> FilterPick:
-        """Refine the kept share around a neighbour's: a factor two either way, then a factor 1.2."""
-        least = self.L / length / 4
-        for steps in ((0.5, 0.71, 1.0, 1.41, 2.0), (0.84, 1.0, 1.19)):
+    def _shares(self, pick: FilterPick, length: int, near: int) -> FilterPick:
+        """The kept share, from that of a length near by, in steps of sqrt 2 and then of 2^(1/4).
+
+        Two laws span what is tried: the same share as there, and the same mass, m(S) = m(near); sqrt 2 beyond either.
+        """
+        least = self.L / length / 16
+        low, high = sorted((0.0, 2 * math.log2(near / length)))  # half octaves
+        around = [2 ** (k / 2) for k in range(min(-2, round(low) - 1), max(2, round(high) + 1) + 1)]
+        for steps in (around, (0.84, 1.0, 1.19)):
             tried = [min(1.0, max(least, pick.share * step)) for step in steps]
             pick = self._best([replace(pick, share=round(s, 6)) for s in tried], length)
         return pick
@@ -151,14 +159,25 @@ class Search:
 
     def _fitted(self, pick: FilterPick, length: int) -> FilterPick:
         """The same pick under the fits of g that the recipe allows; the stretched one unless another is better."""
-        if self.recipe.filter.g_fit == "stretched":
+        if self.recipe.filter.g_fit == "stretched" or self.arena.lm.hybrid:
             return pick
         fit: Fit = "sequential"
         shares = sorted({min(1.0, round(pick.share * step, 6)) for step in (0.71, 1.0, 1.41)})
         best = self._best([replace(pick, share=share, fit=fit) for share in shares], length)
+        self.fits.append({"length": length} | {each.fit: self._summary(each, length) for each in (pick, best)})
         if self.recipe.filter.g_fit == "auto" and not self._clearly(Candidate(best), Candidate(pick), length):
             return pick
         return best
+
+    def _summary(self, pick: FilterPick, length: int) -> dict[str, float]:
+        """m(S), the value, and what it is made of."""
+        score = self.arena.score(Candidate(pick), length)
+        found = {"mass": pick.share * length / self.L, "value": score.value}
+        if len(score.losses):
+            found["loss"] = float(score.losses.mean())
+        if len(score.exact):
+            found["passkeys"] = float(score.exact.double().mean())
+        return {key: round(value, 6) for key, value in found.items()}
 
     def _clearly(self, one: Candidate, other: Candidate, length: int) -> bool:
         policy = self.recipe.policy
@@ -210,11 +229,25 @@ class Search:
         grid = [Candidate(replace(filtered.filter, share=s), d.decimate) for d in decimated for s in shares]
         return self.arena.halving(grid, length)[0]
 
-    def _scale(self) -> Candidate:
-        """One law in S for all lengths."""
-        recipe = self.recipe.scale
-        grid = [Candidate(scale=ScalePick(power, top)) for power in recipe.powers for top in recipe.top]
-        return self.arena.halving(grid, self.pivot)[0]
+    def _scale(self, length: int) -> Candidate:
+        """Power and channels; or a power for each block of layers, from the best that all share, while that helps."""
+        recipe, n_layer = self.recipe.scale, len(self.layers)
+        if not recipe.by_layer:
+            grid = [Candidate(scale=ScalePick(power, top)) for power in recipe.powers for top in recipe.top]
+            return self.arena.halving(grid, length)[0]
+        even = [ScalePick(power, 1.0, (power,) * n_layer) for power in (0.0, *recipe.powers)]
+        best = self.arena.halving([Candidate(scale=pick) for pick in even], length)[0]
+        for _ in self._blocks():
+            powers, tried = best.scale.powers, [best]  # type: ignore[union-attr]
+            for block in self._blocks():
+                for step in (-0.25, 0.25):
+                    moved = tuple(p + step if i in block else p for i, p in enumerate(powers))
+                    tried.append(Candidate(scale=ScalePick(0.0, 1.0, moved)))
+            found = self.arena.halving(tried, length)[0]
+            if found == best:
+                break
+            best = found
+        return best
 
 
 def plain_scores(arena: Arena, lengths: Sequence[int]) -> None:

@@ -7,7 +7,9 @@ whose BINS bins span the values it has seen, at least 32 bins an octave; what li
 falls into the lowest bin. Sums follow from the counts to half a bin; the total is kept exactly.
 
 A small share of the mass is a matter of few tokens, often with gaps and ties between them that no histogram resolves:
-hence the largest values themselves (`largest`), as many as memory allows. benchmarks/sketch_error.py measures both.
+hence the largest values themselves (`largest`), as many as memory allows: with them g(S) keeps, in every channel, what
+the exact g keeps to 1% or one token's mass (tests/calibrate/test_sketch.py). Masses are integers, so that sums have the
+same bits in any order and on any device.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BINS = 512
+from .histogram import BINS, UNIT, add_histogram, bin_of
+
 _COARSEST = 18  # bits dropped at most: 32 bins an octave, 16 octaves
-_UNIT = 2.0**30  # fixed point of the total: 2^-30, good for 2^33 units of delta
 _VALUES = 192_000_000  # exact values kept in a whole model: 768 MB
 _MOST_VALUES = 16_384  # a channel; merging sorts them
 _NO_VALUE = torch.iinfo(torch.int32).max
@@ -38,7 +40,7 @@ class DeltaSketch:
     largest: (D, K) float32, the K largest values of each channel, descending, zeros while fewer were seen
     counts: (D, BINS) int32, tokens by bin, the highest bin first
     high, low: (D,) int32, bits of the largest and the smallest value: they fix each channel's grid
-    mass: (D,) int64, the sum of delta in units of 2^-30
+    mass: (D,) int64, the sum of delta in units of 2^-36 (overflows past 2^27: a thousand times any text here)
     seen: tokens
     """
 
@@ -75,8 +77,7 @@ class DeltaSketch:
         columns = delta.T.contiguous()
         bits = columns.view(torch.int32)
         self._span(bits.amax(1), bits.amin(1))
-        self.counts.scatter_add_(1, self._bins(bits), torch.ones_like(bits))
-        self.mass += (columns.double() * _UNIT).round().long().sum(1)
+        add_histogram(columns, self.high, self._shift(), self.counts, self.mass)
         self._keep_largest(columns)
         self.seen += delta.shape[0]
 
@@ -103,9 +104,7 @@ class DeltaSketch:
         return shift
 
     def _bins(self, bits: Tensor) -> Tensor:
-        """Bin of each value: bits (D, T) int32 -> (D, T) int64, 0 for the bin of the largest value."""
-        shift = self._shift()[:, None]
-        return ((self.high[:, None] >> shift) - (bits >> shift)).clamp(0, BINS - 1).long()
+        return bin_of(bits, self.high, self._shift())
 
     def _span(self, high: Tensor, low: Tensor) -> None:
         """Widen the grids to include the bits high and low (D,), moving the counts to their new bins."""
@@ -128,7 +127,7 @@ class DeltaSketch:
 
     def total(self) -> Tensor:
         """Sum of delta of each channel, (D,) float64."""
-        return self.mass.double() / _UNIT
+        return self.mass.double() / UNIT
 
     def mean(self) -> Tensor:
         """Mean delta of each channel, (D,) float64."""
@@ -148,22 +147,23 @@ class DeltaSketch:
         largest survive `> g`. Below the values that are kept, the mass is spread evenly inside a bin.
         A share >= 1 gives 0.
         """
-        total = self.total()
+        total = self.mass
         shares = torch.as_tensor(share, dtype=torch.float64, device=total.device)
-        wanted = (shares * total).expand(*shares.shape[:-1], len(total)).reshape(-1, len(total))
+        # Sums are whole numbers, so one exceeds the wanted mass where it exceeds its whole part.
+        wanted = (shares * total).floor().long().expand(*shares.shape[:-1], len(total)).reshape(-1, len(total))
         wanted = wanted.T.contiguous()  # (D, R)
         stored = min(self.seen, self.largest.shape[1])
         values = self.largest[:, :stored].double()
-        sums = values.cumsum(1)
+        sums = (values * UNIT).round().long().cumsum(1)
         k = torch.searchsorted(sums, wanted, right=True) + 1
         g = values.gather(1, k.clamp(max=stored - 1))
         if stored < self.seen:
             lower, upper = self._edges()
-            inside = self._rest() * (lower + upper) / 2
+            inside = self._rest() * ((lower + upper) * (UNIT / 2)).round().long()
             below = sums[:, -1:] + inside.cumsum(1)
             place = torch.searchsorted(below, wanted, right=True).clamp(max=BINS - 1)
             held = inside.gather(1, place)
-            part = ((wanted - below.gather(1, place) + held) / held.clamp(min=1e-300)).clamp(0, 1)
+            part = ((wanted - below.gather(1, place) + held) / held.clamp(min=1)).clamp(0, 1)
             high, low = upper.gather(1, place), lower.gather(1, place)
             g = torch.where(k < stored, g, torch.minimum(high - (high - low) * part, values[:, -1:]))
         g = torch.where(wanted >= total[:, None], 0.0, g).T

@@ -41,7 +41,7 @@ class Watch(Generation):
 def summary(watch: Generation, lm: LM) -> str:
     """One line: tokens a second of prompt and generation, and the memory traffic the steps achieved."""
     line = f"read {_rate(watch.read, watch.prefill_seconds)}; made {_rate(watch.made, watch.decode_seconds)}"
-    if watch.steps and watch.decode_seconds:
+    if watch.steps and watch.decode_seconds and not lm.hybrid:  # a hybrid's step also reads a cache that grows
         moved = (weight_bytes(lm.weights) + 2 * state_bytes(lm)) * watch.steps
         line += f", {moved / watch.decode_seconds / 1e9:.1f} GB/s of weights and state"
     return line + ("; interrupted" if watch.interrupted else "")

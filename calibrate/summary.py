@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,13 +82,31 @@ def command(side: Sidecar) -> str:
     return shlex.join(parts)
 
 
+def headline(side: Sidecar) -> str | None:
+    """What "auto" is worth at the longest length that was scored, in a sentence; None where nothing was searched."""
+    scores = Facts.of(side).scores
+    if not scores:
+        return None
+    length = max(row["length"] for row in scores)
+    chosen = side.plan(length).method
+    where = f"At {length:,} tokens, {length / side.train_length:g} times the training length,"
+    rows = {row["method"]: row for row in scores if row["length"] == length}
+    if chosen not in rows or "none" not in rows or chosen == "none":
+        return f"{where} auto reads plainly: nothing that was tried is better beyond doubt."
+    gains = []
+    plain, best = rows["none"], rows[chosen]
+    if plain.get("loss") is not None:
+        gains.append(f"perplexity {math.exp(plain['loss']):.2f} becomes {math.exp(best['loss']):.2f}")
+    if plain.get("passkeys") is not None:
+        gains.append(f"passkeys answered {plain['passkeys']:.0%} become {best['passkeys']:.0%}")
+    return f"{where} auto does {chosen}: {' and '.join(gains)}."
+
+
 def score_tables(side: Sidecar) -> list[tuple[str, list[str], list[list[str]]]]:
     """The held-out scores of the calibration as (title, header, rows): perplexity and passkeys, length x method.
 
     The method "auto" takes at a length is marked with a star. Empty where nothing was searched.
     """
-    import math
-
     scores = Facts.of(side).scores
     tables = []
     for key, title in (("loss", "Perplexity per token, lower is better"), ("passkeys", "Passkeys answered")):

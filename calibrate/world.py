@@ -10,10 +10,10 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -90,13 +90,28 @@ def join(device: str) -> tuple[World, str]:
         dist.init_process_group(backend, timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot reach the other processes ({error}); start them with torchrun") from error
-    signal.signal(signal.SIGTERM, _stopped)  # torchrun stops the others when one of its processes dies
+    _end_when_stopped()
     return World(rank, size), device
 
 
-def _stopped(number: int, frame: FrameType | None) -> None:
-    complain(LOST)
-    os._exit(1)
+def _end_when_stopped() -> None:
+    """torchrun stops the others (SIGTERM) when one of its processes dies: say so, even if a collective is waiting.
+
+    Python runs signal handlers between two of its own instructions, which a wait for a lost GPU never reaches; the byte
+    that wakes this thread is written by the C handler at once.
+    """
+    waiting, written = os.pipe()
+    os.set_blocking(written, False)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while os.read(waiting, 1) != bytes([signal.SIGTERM]):
+            pass  # another signal, which Python handles itself
+        complain(LOST)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def is_loss(error: BaseException) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -24,6 +25,10 @@ from .triton_conv import conv_silu
 from .triton_plan import LANES, SCAN_CONFIGS, ScanConfig
 from .triton_scan import carry, scan
 from .triton_scores import scores
+from .triton_sketch import SKETCH_CONFIG, sketch
+from .triton_ssd import ssd_carry, ssd_outputs, ssd_states, ssd_token
+from .triton_ssd_backend import CARRY_CONFIG as SSD_CARRY_CONFIG
+from .triton_ssd_backend import CHUNK, OUTPUTS_CONFIG, STATES_CONFIG, TOKEN_CONFIG, products, tile
 from .triton_step import step
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -45,10 +50,18 @@ _FLOAT32 = {
     "last",
     "delta_sum",
     "out",
+    "columns",
+    "kept",
+    "whole",
+    "part",
 }
-_INT32 = re.compile(r"^(s[xdzgBC]_[btd]|L|steps|channels|chunks|chunk_size)$")
+_OTHER = {
+    "index": "*i64", "mask": "*i1", "top": "*i32", "shift": "*i32", "counts": "*i32", "mass": "*i64",
+    "low": "fp32", "high": "fp32",
+}  # fmt: skip
+_INT32 = re.compile(r"^(s[xdzgBCD]_[btdgh]|L|steps|channels|chunks|chunk_size|heads|shared|pieces|piece_size|size)$")
 # Tensors and rows start at multiples of 16 bytes and elements; counts of tokens and chunks are any number.
-_ANY = {"L", "steps", "chunks", "chunk_size"}
+_ANY = {"L", "steps", "chunks", "chunk_size", "heads", "shared", "pieces", "low", "high"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,8 @@ class Variant:
     warps: int
     units: float
     loop: bool = True
+    stages: int = 3  # Triton's default
+    activations: str = "bf16"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -92,6 +107,7 @@ def variants(lanes: int = LANES) -> Iterator[Variant]:
     yield scan_variant("selective_scan:filtered", main, (*PLAIN, "THRESHOLD"), lanes=lanes)
     yield scan_variant("selective_scan:states", main, lanes=lanes)
     yield scan_variant("selective_scan:all", ScanConfig(CH=1), OPTIONS, N=8, lanes=lanes, even=False)
+    yield _tile("sketch", sketch, SKETCH_CONFIG, {"UNIT": 2.0**36, "BINS": 512}, SKETCH_CONFIG["BLOCK_T"], True)
     for on in (True, False):
         carried = {"HAS_INITIAL": on, "N": 16}
         yield _tile("selective_scan:carry", carry, CARRY_CONFIG, carried, CARRY_CONFIG["BLOCK_D"] * 16, True)
@@ -106,7 +122,38 @@ def variants(lanes: int = LANES) -> Iterator[Variant]:
         yield _tile("token_scores" + kind, scores, SCORES_CONFIG, flags, SCORES_CONFIG["UNROLL"] * 4 * LANES, True)
 
 
-def _signature(kernel: Any, constants: dict[str, Any]) -> tuple[dict[str, str], dict[tuple[int], list[list[Any]]]]:
+def ssd_variants(cuda: bool = True) -> Iterator[Variant]:
+    """Mamba-2's kernels at the published sizes (64 channels a head, 128 states), others, and with every option."""
+
+    def pair(kind: str, given: tuple[str, ...], P: int = 64, N: int = 128, dtype: str = "bf16") -> Iterator[Variant]:
+        every = given == OPTIONS
+        flags: dict[str, Any] = {f"HAS_{option}": option in given for option in OPTIONS}
+        flags |= {"SOFTPLUS": True, "D_WIDE": every, "LIMITED": every}
+        flags |= products(P, N, torch.float32 if dtype == "fp32" else torch.bfloat16, cuda)
+        block = flags["Q"] * flags["BLOCK_P"] * N / LANES
+        for name, kernel, config in (("states", ssd_states, STATES_CONFIG), ("outputs", ssd_outputs, OUTPUTS_CONFIG)):
+            used = {k: v for k, v in flags.items() if k in kernel.arg_names}
+            warps, stages = config["num_warps"], config["num_stages"]
+            yield Variant(f"ssd_scan:{name}{kind}", kernel, used, warps, block / warps, True, stages, dtype)
+
+    yield from pair("", PLAIN)
+    yield from pair(":filtered", (*PLAIN, "THRESHOLD"))
+    yield from pair(":256", PLAIN, N=256)
+    yield from pair(":float32", PLAIN, dtype="fp32")
+    yield from pair(":256:float32", PLAIN, N=256, dtype="fp32")
+    yield from pair(":all", OPTIONS, P=48, N=16)
+    for on in (True, False):
+        kind = "" if on else ":bare"
+        flags = {"HAS_INITIAL": on, "P": 64, "N": 128, "CHUNK": CHUNK, "BLOCK": SSD_CARRY_CONFIG["BLOCK"]}
+        yield Variant("ssd_scan:carry" + kind, ssd_carry, flags, SSD_CARRY_CONFIG["num_warps"], 4)
+        flags = dict.fromkeys(("HAS_D", "HAS_Z", "HAS_BIAS", "HAS_THRESHOLD", "HAS_SCALE", "LIMITED", "D_WIDE"), on)
+        flags |= {"SOFTPLUS": True, **tile(64, 128)}
+        yield Variant("ssd_step" + kind, ssd_token, flags, TOKEN_CONFIG["num_warps"], 64, loop=False)
+
+
+def _signature(
+    kernel: Any, constants: dict[str, Any], activations: str
+) -> tuple[dict[str, str], dict[tuple[int], list[list[Any]]]]:
     types, aligned = {}, {}
     for i, name in enumerate(kernel.arg_names):
         if name in constants:
@@ -115,7 +162,7 @@ def _signature(kernel: Any, constants: dict[str, Any]) -> tuple[dict[str, str], 
         if _INT32.match(name):
             types[name] = "i32"
         else:
-            types[name] = {"index": "*i64", "mask": "*i1"}.get(name, "*fp32" if name in _FLOAT32 else "*bf16")
+            types[name] = _OTHER.get(name, "*fp32" if name in _FLOAT32 else f"*{activations}")
         if name not in _ANY:
             aligned[(i,)] = [["tt.divisibility", 16]]
     return types, aligned
@@ -123,11 +170,12 @@ def _signature(kernel: Any, constants: dict[str, Any]) -> tuple[dict[str, str], 
 
 def build(variant: Variant, name: str) -> Any:
     """The compiled kernel for sm_80, sm_90, ... or gfx942."""
-    types, aligned = _signature(variant.kernel, variant.constants)
+    types, aligned = _signature(variant.kernel, variant.constants, variant.activations)
     source = ASTSource(variant.kernel, types, constexprs=dict(variant.constants), attrs=aligned)
     cuda = name.startswith("sm_")
     target = GPUTarget("cuda", int(name[3:]), 32) if cuda else GPUTarget("hip", name, 64)
-    return triton.compile(source, target=target, options={"num_warps": variant.warps, **FUSED})
+    options = {"num_warps": variant.warps, "num_stages": variant.stages, **FUSED}
+    return triton.compile(source, target=target, options=options)
 
 
 def tool(name: str, cubin: bytes, *options: str) -> str:
@@ -155,7 +203,8 @@ def resources(built: Any) -> dict[str, int]:
 def compile_all(name: str) -> list[dict[str, Any]]:
     """Compile every kernel and variant for a target; one row each."""
     rows = []
-    for variant in variants(LANES if name.startswith("sm_") else 64):
+    cuda = name.startswith("sm_")
+    for variant in (*variants(LANES if cuda else 64), *ssd_variants(cuda)):
         row = {"name": variant.name, "kernel": variant.kernel.__name__, "target": name, "config": variant.config}
         rows.append(row | resources(build(variant, name)))
     return rows

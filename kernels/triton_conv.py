@@ -18,7 +18,7 @@ def conv_silu(
     """x: any row and time strides, channels side by side, CH divides them. Contiguous: weight (D, W), before and last
     (B, D, W-1), mask (B, L), y (B, L, D). EVEN: the channels fill whole programs."""
     i_d, i_t, i_b = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    o_d = (i_d * LANES + tl.arange(0, LANES)[None, :, None, None]) * CH + tl.arange(0, CH)[None, None, None, :]
+    o_d = (i_d * LANES + tl.arange(0, LANES)[:, None, None]) * CH + tl.arange(0, CH)[None, None, :]
     m_d = o_d < channels
     begin = (i_t * BLOCK_T).to(tl.int32)
     sx_t, sy_t = sx_t.to(tl.int64), channels.to(tl.int64)
@@ -73,7 +73,7 @@ def conv_silu(
                     ys = ys + (silu(b_y),)
             window = window[STEPS * CH :]
             for u in tl.static_range(STEPS):
-                b_y = pack(ys[u * CH : (u + 1) * CH], 1, CH).to(y.dtype.element_ty)
+                b_y = pack(ys[u * CH : (u + 1) * CH]).to(y.dtype.element_ty)
                 if EVEN:
                     tl.store(p_y + u * sy_t, b_y)
                 else:
@@ -83,5 +83,5 @@ def conv_silu(
         begin = end
     if stop == L:
         for k in tl.static_range(W - 1):
-            b_last = pack(window[k * CH : (k + 1) * CH], 1, CH).to(last.dtype.element_ty)
+            b_last = pack(window[k * CH : (k + 1) * CH]).to(last.dtype.element_ty)
             tl.store(last + (i_b * channels + o_d) * (W - 1) + k, b_last, mask=m_d)

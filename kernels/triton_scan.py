@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from .triton_math import LOG2E, exp2_on_fma, silu, softplus
-from .triton_tiles import load, pack
+from .triton_tiles import load, load_run, pack
 
 
 @triton.jit
@@ -63,27 +63,23 @@ def scan(
     i_d = tl.program_id(0).to(tl.int64)
     i_c = tl.program_id(1).to(tl.int64)
     i_b = tl.program_id(2).to(tl.int64)
-    # Tiles (row, group, thread of the group, value); * 0 spreads an offset over the group.
-    o_r = tl.arange(0, R)[None, :, None, None]
-    o_s = tl.arange(0, SPLIT)[None, None, :, None]
-    o_d = (i_d * R + o_r) * CH + o_s * 0 + tl.arange(0, CH)[None, None, None, :]
-    o_n = o_r * 0 + o_s * NS + tl.arange(0, VS)[None, None, None, :]
-    o_j = tl.arange(0, NS // VS)[:, None, None, None] * VS  # one channel's states: NS / VS rows of VS
-    ROWS: tl.constexpr = NS // VS * (1 if STATE_ONLY else 2)
-    o_bc = tl.arange(0, ROWS)[:, None, None, None]  # B's rows, then C's
-    o_bc = o_bc // (NS // VS) * N + o_bc % (NS // VS) * VS
+    # Tiles (group, thread of the group, value); * 0 spreads an offset over the group.
+    o_r = tl.arange(0, R)[:, None, None]
+    o_s = tl.arange(0, SPLIT)[None, :, None]
+    o_d = (i_d * R + o_r) * CH + o_s * 0 + tl.arange(0, CH)[None, None, :]
+    o_n = o_r * 0 + o_s * NS + tl.arange(0, VS)[None, None, :]
     m_d = o_d < channels
     m_g = (i_d * R + o_r) * CH + o_s * 0 < channels  # CH divides channels: a group is inside or outside
-    p_state = (i_d * R + o_r) * CH * N + o_n + o_j
+    p_state = (i_d * R + o_r) * CH * N + o_n
     o_state = (i_b * chunks + i_c) * channels * N
 
     b_A, h, sums = (), (), ()
     for c in tl.static_range(CH):
-        row = load(A + p_state + c * N, m_g, not EVEN)
+        row = load_run(A + p_state + c * N, m_g, NS, not EVEN)
         for n in tl.static_range(NS):
             b_A = b_A + (row[n] * LOG2E,)
         if HAS_INITIAL:
-            h = h + load(initial + o_state + p_state + c * N, m_g, not EVEN)
+            h = h + load_run(initial + o_state + p_state + c * N, m_g, NS, not EVEN)
         else:
             for _ in tl.static_range(NS):
                 h = h + (tl.zeros([R, SPLIT], dtype=tl.float32),)
@@ -115,7 +111,7 @@ def scan(
     for STEPS in tl.static_range(UNROLL, 0, -max(UNROLL - 1, 1)):  # blocks of UNROLL steps, then the rest one by one
         end = stop - (stop - begin) % STEPS
         for k in range(begin, end, STEPS):
-            xs, deltas, zs, BCs, present, seen = (), (), (), (), (), ()
+            xs, deltas, zs, Bs, Cs, present, seen = (), (), (), (), (), (), ()
             for u in tl.static_range(STEPS):
                 t = u
                 if HAS_INDEX:
@@ -126,7 +122,9 @@ def scan(
                     seen = seen + (tl.load(mask + t) != 0,)
                 xs = xs + load(p_x + t * sx_t, m_d, not EVEN)
                 deltas = deltas + load(p_delta + t * sd_t, m_d, not EVEN)
-                BCs = BCs + load(p_BC + t * (2 * N) + o_bc, m_g, False)
+                Bs = Bs + load_run(p_BC + t * (2 * N), m_g, NS, False)
+                if not STATE_ONLY:
+                    Cs = Cs + load_run(p_BC + t * (2 * N) + N, m_g, NS, False)
                 if HAS_Z and not STATE_ONLY:
                     zs = zs + load(p_z + t * sz_t, m_d, not EVEN)
             ys = ()
@@ -149,8 +147,7 @@ def scan(
                         kept = tl.where(present[u], kept, 0.0)
                     out, b_y = advance(
                         h[c * NS : (c + 1) * NS], b_A[c * NS : (c + 1) * NS], kept, kept * b_x,
-                        BCs[u * ROWS * VS : u * ROWS * VS + NS], BCs[(u + 1) * ROWS * VS - NS : (u + 1) * ROWS * VS],
-                        STATE_ONLY, ON_FMA,
+                        Bs[u * NS : (u + 1) * NS], Cs[u * NS : (u + 1) * NS], STATE_ONLY, ON_FMA,
                     )  # fmt: skip
                     states = states + out
                     if STATE_ONLY:
@@ -170,7 +167,7 @@ def scan(
                     sums = totals
             if not STATE_ONLY:
                 for u in tl.static_range(STEPS):
-                    b_y = pack(ys[u * CH : (u + 1) * CH], 1, CH).to(y.dtype.element_ty)
+                    b_y = pack(ys[u * CH : (u + 1) * CH]).to(y.dtype.element_ty)
                     if EVEN and SPLIT == 1:
                         tl.store(p_y + u * sy_t, b_y)
                     else:
@@ -188,12 +185,14 @@ def scan(
 
     if STATE_ONLY:
         p_sum = delta_sum + (i_b * chunks + i_c) * channels + o_d
-        tl.store(p_sum, pack(sums, 1, CH), mask=m_d & (o_s == 0))
+        tl.store(p_sum, pack(sums), mask=m_d & (o_s == 0))
     else:
         o_state = i_b * channels * N
     if STATE_ONLY or i_c == chunks - 1:
+        p_last = last + o_state + p_state
         for c in tl.static_range(CH):
-            tl.store(last + o_state + p_state + c * N, pack(h[c * NS : (c + 1) * NS], NS // VS, VS), mask=m_g)
+            for j in tl.static_range(NS // VS):
+                tl.store(p_last + c * N + j * VS, pack(h[c * NS + j * VS : c * NS + (j + 1) * VS]), mask=m_g)
 
 
 @triton.jit

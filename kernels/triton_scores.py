@@ -18,7 +18,7 @@ def scores(
     """out (B, L) = sqrt(sum_d weight_d delta_d^2). delta: any row and time strides, channels side by side, CH divides
     them; EVEN: they are a multiple of LANES CH. Contiguous: mask (B, L)."""
     i_t, i_b = tl.program_id(0).to(tl.int64) * UNROLL, tl.program_id(1).to(tl.int64)
-    o_d = tl.arange(0, LANES)[None, :, None, None] * CH + tl.arange(0, CH)[None, None, None, :]
+    o_d = tl.arange(0, LANES)[:, None, None] * CH + tl.arange(0, CH)[None, None, :]
     delta += i_b * sd_b
     sums = ()
     for _ in tl.static_range(UNROLL):

@@ -1,8 +1,9 @@
-"""Launches of Mamba-2's Triton kernels: shapes, grids, and into how many pieces a sequence is cut."""
+"""Launches of Mamba-2's Triton kernels: shapes, tiles and grids."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -10,14 +11,13 @@ from torch import Tensor
 
 from .ssd_reference import Limit
 from .triton_backend import FUSED, _dense_rows, _per_row
-from .triton_ssd import ssd, ssd_carry, ssd_token
+from .triton_ssd import ssd_carry, ssd_outputs, ssd_states, ssd_token
 
-CHUNK = 64  # tokens a matrix product
-SSD_CONFIG = {"num_warps": 4, "num_stages": 1}
-CARRY_CONFIG = {"BLOCK": 1024, "num_warps": 4}
+CHUNK = 256  # tokens between stored states
+STATES_CONFIG = {"num_warps": 4, "num_stages": 1}
+OUTPUTS_CONFIG = {"num_warps": 4, "num_stages": 1}
+CARRY_CONFIG = {"BLOCK": 512, "num_warps": 4}
 TOKEN_CONFIG = {"num_warps": 4}
-FULL = 264  # programs that keep 132 multiprocessors (H100, H200) busy: two each
-LEAST_PIECE = 1024  # tokens; a second pass over shorter pieces costs more than it wins
 
 
 def tile(P: int, N: int) -> dict[str, int]:
@@ -27,14 +27,13 @@ def tile(P: int, N: int) -> dict[str, int]:
     return {"P": P, "N": N, "BLOCK_P": BLOCK_P, "BLOCK_N": BLOCK_N}
 
 
-def precision(dtype: torch.dtype) -> str:
-    """How float32 operands are multiplied: three tensor-core products keep their digits (AMD multiplies them whole)."""
-    return "tf32x3" if dtype == torch.float32 and not torch.version.hip else "ieee"
-
-
-def plan_pieces(programs: int, steps: int) -> int:
-    """Pieces of the sequence: as many as fill the GPU, none shorter than LEAST_PIECE."""
-    return max(1, min(-(-FULL // programs), steps // LEAST_PIECE))
+def products(P: int, N: int, dtype: torch.dtype, cuda: bool) -> dict[str, Any]:
+    """The tile, Q tokens and K states a matrix product (as many as registers hold), and how float32 is multiplied: as
+    three tensor-core products, whole on AMD."""
+    sizes = tile(P, N) | {"CHUNK": CHUNK}
+    if dtype == torch.float32:
+        return sizes | {"Q": 16, "K": sizes["BLOCK_N"] if N <= 128 else 64, "PRECISION": "tf32x3" if cuda else "ieee"}
+    return sizes | {"Q": 64 if cuda and N <= 128 else 32, "K": sizes["BLOCK_N"], "PRECISION": "ieee"}
 
 
 def ssd_scan(
@@ -53,9 +52,8 @@ def ssd_scan(
     mask: Tensor | None,
     initial_state: Tensor | None,
     delta_limit: Limit,
-    pieces: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See longscan.kernels.ssd_scan. `pieces` forces the layout (tests)."""
+    """See longscan.kernels.ssd_scan."""
     batch, L, heads, P = x.shape
     groups, N = B.shape[2:]
     steps = L if index is None else index.shape[1]
@@ -63,44 +61,37 @@ def ssd_scan(
     if not (batch and heads and steps and P):
         last = torch.zeros(batch, heads, P, N, dtype=torch.float32, device=x.device)
         return y, last if initial_state is None else last.copy_(initial_state)
-    sizes = tile(P, N)
+    sizes = products(P, N, x.dtype, not torch.version.hip)
+    states_sizes = {k: v for k, v in sizes.items() if k != "K"}
     columns = heads * triton.cdiv(P, sizes["BLOCK_P"])
-    count = plan_pieces(batch * columns, steps) if pieces is None else pieces
-    size = triton.cdiv(triton.cdiv(steps, count), CHUNK) * CHUNK
-    count = triton.cdiv(steps, size)
-
+    chunks = triton.cdiv(steps, CHUNK)
     x, delta, B, C = (_dense_rows(t) for t in (x, delta, B, C))
     z = None if z is None else _dense_rows(z)
-    A = A.contiguous()
-    D = None if D is None else D.contiguous()
     threshold, scale, sg_b = _per_row(threshold, scale)
-    initial = None if initial_state is None else initial_state.float().contiguous()
     index = None if index is None else index.contiguous()
     mask = None if mask is None else mask.contiguous()
-
-    def run(state_only: bool, start: Tensor | None, end: Tensor, delta_sum: Tensor | None) -> None:
-        ssd[(columns, count - 1 if state_only else count, batch)](
-            x, delta, A, B, C, D, z, delta_bias, threshold, scale, index, mask, start, y, end, delta_sum,
-            *x.stride()[:3], *delta.stride()[:2], *B.stride()[:3], *C.stride()[:3],
-            *(z.stride()[:3] if z is not None else (0, 0, 0)), sg_b, P if D is not None and D.dim() == 2 else 1,
-            L, steps, heads, heads // groups, count, size, *delta_limit,
-            HAS_D=D is not None, D_WIDE=D is not None and D.dim() == 2, HAS_Z=z is not None,
-            HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, LIMITED=delta_limit != (0.0, math.inf),
-            HAS_THRESHOLD=threshold is not None, HAS_SCALE=scale is not None, HAS_INDEX=index is not None,
-            HAS_MASK=mask is not None, HAS_INITIAL=start is not None, STATE_ONLY=state_only,
-            Q=CHUNK, PRECISION=precision(x.dtype), **sizes, **SSD_CONFIG, **FUSED,
-        )  # fmt: skip
-
-    if count > 1:
-        entry = torch.empty(batch, count, heads, P, N, dtype=torch.float32, device=x.device)
-        delta_sum = torch.empty(batch, count, heads, dtype=torch.float32, device=x.device)
-        run(True, None, entry, delta_sum)
-        ssd_carry[(triton.cdiv(P * N, CARRY_CONFIG["BLOCK"]), heads, batch)](
-            A, initial, entry, delta_sum, heads, count, P * N, HAS_INITIAL=initial is not None, **CARRY_CONFIG, **FUSED
-        )
-        initial = entry
+    kept, whole, part = torch.empty(3, batch, heads, steps, dtype=torch.float32, device=x.device)
+    states = torch.empty(batch, chunks, heads, N, P, dtype=torch.float32, device=x.device)
+    ssd_states[(chunks * columns, batch)](
+        x, delta, A.contiguous(), B, delta_bias, threshold, scale, index, mask, kept, whole, part, states,
+        *x.stride()[:3], *delta.stride()[:2], *B.stride()[:3], sg_b, L, steps, heads, heads // groups, chunks,
+        *delta_limit, HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, LIMITED=delta_limit != (0.0, math.inf),
+        HAS_THRESHOLD=threshold is not None, HAS_SCALE=scale is not None, HAS_INDEX=index is not None,
+        HAS_MASK=mask is not None, **states_sizes, **STATES_CONFIG, **FUSED,
+    )  # fmt: skip
+    initial = None if initial_state is None else initial_state.float().contiguous()
     last = torch.empty(batch, heads, P, N, dtype=torch.float32, device=x.device)
-    run(False, initial, last, None)
+    ssd_carry[(triton.cdiv(P * N, CARRY_CONFIG["BLOCK"]), heads, batch)](
+        initial, states, whole, part, last, heads, chunks, steps,
+        HAS_INITIAL=initial is not None, P=P, N=N, CHUNK=CHUNK, **CARRY_CONFIG, **FUSED,
+    )  # fmt: skip
+    ssd_outputs[(triton.cdiv(steps, sizes["Q"]) * columns, batch)](
+        x, B, C, None if D is None else D.contiguous(), z, index, kept, whole, part, states, y,
+        *x.stride()[:3], *B.stride()[:3], *C.stride()[:3], *(z.stride()[:3] if z is not None else (0, 0, 0)),
+        P if D is not None and D.dim() == 2 else 1, steps, heads, heads // groups, chunks,
+        HAS_D=D is not None, D_WIDE=D is not None and D.dim() == 2, HAS_Z=z is not None, HAS_INDEX=index is not None,
+        **sizes, **OUTPUTS_CONFIG, **FUSED,
+    )  # fmt: skip
     return y, last
 
 

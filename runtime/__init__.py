@@ -6,6 +6,7 @@ for piece in lm.generate(text):
     print(piece, end="")
 """
 
+from .attach import attach, detach
 from .errors import CheckpointError, SidecarError
 from .model import LM, load
 from .plan import Plan
@@ -13,4 +14,4 @@ from .prefill import Output
 from .sidecar import Sidecar
 from .state import State
 
-__all__ = ["LM", "CheckpointError", "Output", "Plan", "Sidecar", "SidecarError", "State", "load"]
+__all__ = ["LM", "CheckpointError", "Output", "Plan", "Sidecar", "SidecarError", "State", "attach", "detach", "load"]

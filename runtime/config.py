@@ -12,7 +12,7 @@ from .errors import CheckpointError
 
 PILE_TRAIN_LENGTH = 2048  # the published state-spaces models; their config.json does not say
 _PILE_VOCAB = (50277, 50280, 50288)
-_HYBRIDS = ("zamba2", "bamba", "zamba", "jamba", "nemotron_h", "granitemoehybrid", "falcon_h1")
+_HYBRIDS = ("zamba2", "bamba")  # read through transformers
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,15 @@ class ModelConfig:
         if not isinstance(data, dict):
             raise CheckpointError(f"{path.name} holds no JSON object; download the model again")
         return _state_spaces(data) if "d_model" in data and "ssm_cfg" in data else _transformers(data)
+
+
+def is_hybrid(path: Path) -> bool:
+    """Whether config.json names a model that mixes attention with Mamba layers, read through transformers."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # ModelConfig.read says what is wrong
+    return isinstance(data, dict) and data.get("model_type") in _HYBRIDS
 
 
 def _get(data: dict[str, Any], key: str, kind: type) -> Any:
@@ -106,15 +115,10 @@ def _state_spaces_mamba2(layer: dict[str, Any]) -> Mamba2Config:
 
 def _transformers(data: dict[str, Any]) -> ModelConfig:
     kind = data.get("model_type")
-    if kind in _HYBRIDS:
-        raise CheckpointError(
-            f"config.json says model_type {kind!r}, a hybrid with attention; load it with transformers and use "
-            "longscan.runtime.attach"
-        )
     if kind not in ("mamba", "mamba2", "falcon_mamba"):
         raise CheckpointError(
             f"config.json says model_type {kind!r}; this version reads mamba, mamba2 and falcon_mamba "
-            "(state-spaces/mamba-130m ... mamba2-2.7b, their -hf copies, and Falcon-Mamba)"
+            "(state-spaces/mamba-130m ... mamba2-2.7b, their -hf copies, and Falcon-Mamba), zamba2 and bamba"
         )
     if data.get("hidden_act", "silu") != "silu":
         raise CheckpointError(f"config.json asks for activation {data['hidden_act']!r}; Mamba uses silu")

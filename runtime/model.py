@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, overload
 import torch
 from torch import Tensor
 
-from .config import ModelConfig
+from .config import ModelConfig, is_hybrid
 from .digest import digest
 from .errors import CheckpointError
 from .forward import step_layers
@@ -61,14 +62,25 @@ def load(
     path = source.find("config.json")
     if path is None:
         raise CheckpointError(f"{model} has no config.json; give a folder with a Mamba checkpoint")
-    config = ModelConfig.read(path)
-    weights = read_weights(source, config, place, pick_dtype(dtype, place))
+    lm = _load_plain(source, path, place, pick_dtype(dtype, place), backend, filter_decode)
     if isinstance(sidecar, str | Path):
         sidecar = Sidecar.read(sidecar, None if is_hub_id(source.name) else revision)
-    side = sidecar
-    if side is not None:
-        side.check_model(weights.fingerprint, source.name)
-    return LM(source, config, weights, side, backend, filter_decode)
+    if sidecar is None:
+        return lm
+    sidecar.check_model(lm.fingerprint, source.name)
+    return lm.with_sidecar(sidecar)
+
+
+def _load_plain(
+    source: Source, path: Path, device: torch.device, dtype: torch.dtype, backend: str, filter_decode: bool
+) -> LM:
+    """The model without a sidecar. Hybrids with attention are read through transformers."""
+    if is_hybrid(path):
+        from .attach.hybrid import load_hybrid
+
+        return load_hybrid(source, device, dtype, backend, filter_decode)
+    config = ModelConfig.read(path)
+    return LM(source, config, read_weights(source, config, device, dtype), None, backend, filter_decode)
 
 
 def _base_model(sidecar: Sidecar, given: str) -> Source:
@@ -105,7 +117,12 @@ def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
 
 
 class LM:
-    """A model with its sidecar. Build it with `load`."""
+    """A model with its sidecar. Build it with `load`.
+
+    hybrid: attention among the Mamba layers. It filters and scales, but its layers cannot be run one by one
+    """
+
+    hybrid = False
 
     def __init__(
         self,
@@ -132,6 +149,14 @@ class LM:
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer (a `tokenizers.Tokenizer`), read on first use."""
         return load_tokenizer(self.source, self.config)
+
+    def with_sidecar(self, sidecar: Sidecar | None) -> LM:
+        """The same weights under another sidecar; nothing is copied."""
+        other = copy(self)
+        other.sidecar = sidecar
+        for kept in ("_digest", "_growth"):
+            other.__dict__.pop(kept, None)
+        return other
 
     def new_state(self, batch: int) -> State:
         """Zero state for `batch` sequences."""

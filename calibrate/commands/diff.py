@@ -15,7 +15,10 @@ from .group import cli, json_option
 @click.argument("b")
 @json_option
 def diff(a: str, b: str, as_json: bool) -> None:
-    """Compare two sidecars (files or Hub repositories, user/name@revision for one of its commits)."""
+    """Compare two sidecars: what they do, their tables, their metadata.
+
+    A and B are files or Hub repositories; user/name@revision is one of its commits.
+    """
     from ..diff import compare, render
 
     found = compare(Sidecar.read(a), Sidecar.read(b))

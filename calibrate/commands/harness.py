@@ -11,7 +11,10 @@ from .group import cli
 @cli.command("lm-eval", context_settings={"ignore_unknown_options": True, "help_option_names": []})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def harness(arguments: tuple[str, ...]) -> None:
-    """Run EleutherAI's harness with the model class `longscan` registered; all ARGUMENTS are the harness's."""
+    """Run EleutherAI's harness with --model longscan.
+
+    All ARGUMENTS are the harness's own; the model class `longscan` is registered first.
+    """
     try:
         from ..harness import main
     except ImportError as error:

@@ -17,9 +17,10 @@ from .group import cli, json_option
 @click.option("--dry-run", is_flag=True, help="Print the files and the card of a new repository; ask the Hub nothing.")
 @json_option
 def push(sidecar: str, repo_id: str, private: bool, revision: str | None, dry_run: bool, as_json: bool) -> None:
-    """Publish a sidecar on the Hugging Face Hub: the file, a readable config.json, figures and a model card.
+    """Publish a sidecar on the Hugging Face Hub, in one commit.
 
-    The token is huggingface_hub's: HF_TOKEN, or `hf auth login`. An existing card is updated between its markers only.
+    It holds the sidecar, a readable config.json, the recipe, the report's figures and a model card, of which only the
+    part between its markers is rewritten later. The token is huggingface_hub's: HF_TOKEN, or `hf auth login`.
     """
     from ...runtime import Sidecar
     from ...runtime.source import is_hub_id

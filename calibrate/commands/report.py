@@ -20,6 +20,9 @@ from .group import cli, json_option, place_options
     "--eval", "evals", type=click.Path(path_type=Path), multiple=True, help="Output of eval --json; repeatable."
 )
 @click.option(
+    "--run", "run_file", type=click.Path(path_type=Path), help="Output of the run --json that made it: the cost."
+)
+@click.option(
     "--figures", type=click.Path(path_type=Path, file_okay=False), help="Also write every figure here (SVG, PNG)."
 )
 @click.option("--analyze", is_flag=True, help="Run the model once more and draw what it attends to.")
@@ -31,6 +34,7 @@ def report(
     sidecar: str,
     out: Path,
     evals: Sequence[Path],
+    run_file: Path | None,
     figures: Path | None,
     analyze: bool,
     model: str | None,
@@ -39,30 +43,34 @@ def report(
     dtype: str,
     as_json: bool,
 ) -> None:
-    """Write a self-contained HTML report about a sidecar (a file or a Hub repository)."""
+    """Write a self-contained HTML report about a sidecar.
+
+    SIDECAR is a file or a Hub repository. The page needs no script and fetches nothing.
+    """
     from ...runtime.files import replacing
     from ...runtime.sidecar import find_file
     from .. import eval_figures
     from .. import figures as side_figures
-    from ..report import render
+    from ..report import read_run, render
 
     if not out.parent.is_dir():
         raise UserError(f"no folder {out.parent}; create it or give another -o")
     if not analyze and (model or texts):
         raise click.UsageError("--model and --texts are for --analyze; give --analyze too")
     path = find_file(sidecar)
-    side = Sidecar.read(path)
+    side, data = Sidecar.read(path), path.read_bytes()
+    run = None if run_file is None else read_run(run_file, data)
     documents = [eval_figures.read_eval(file) for file in evals]
     distance, analyzed = None, []
     if analyze:
         distance, analyzed = _analyze(side, model, texts, device, dtype)
     groups = [
         ("What it does", side_figures.pictures(side, distance)),
-        ("Evaluations", eval_figures.pictures(documents, side.train_length)),
+        ("Evaluations", eval_figures.pictures(documents, side.train_length, times=not analyze)),
         ("The model, read again", analyzed),
     ]
     name = path.name if Path(sidecar).expanduser().exists() else sidecar
-    page = render(side, name, path.read_bytes(), groups, distance)
+    page = render(side, name, data, groups, distance, run)
     with replacing(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     written = []

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from longscan.calibrate.commands import cli
@@ -230,3 +231,22 @@ def test_control_c_ends_with_130(folder, text, tmp_path, monkeypatch):
 def test_module_is_the_command():
     done = subprocess.run([sys.executable, "-m", "longscan.calibrate", "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "eval" in done.stdout and "run" in done.stdout
+
+
+def test_out_of_memory_stops_with_advice_and_keeps_the_batch(folder, text, tmp_path, monkeypatch):
+    from longscan.calibrate import prefix
+    from longscan.runtime import forward
+
+    out, tokens = tmp_path / "a.safetensors", []
+
+    def full(*arguments, **options):
+        tokens.append(arguments[2].residual.shape[:2].numel())
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(prefix, "run_layers", full)
+    arguments = ("run", "--model", folder, "--texts", text, "--train-length", 64, "--lengths", "128", "--samples", 4)
+    result = call(*arguments, "--out", out, code=1)
+    assert result.stderr.splitlines()[-1] == (
+        "Error: out of memory; give a smaller measure.batch_tokens in the recipe, or shorter --lengths"
+    )
+    assert len(tokens) == 1 and not out.exists() and forward.run_layers is not full  # not tried again with less

@@ -40,7 +40,6 @@ def test_the_entry_point_names_the_class():
 
 @pytest.fixture(scope="module")
 def harness():
-    pytest.importorskip("lm_eval", reason='needs the extra "lm-eval"')
     from longscan.calibrate import harness
 
     return harness

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 
+import pyarrow
+import pyarrow.parquet as pq
 import pytest
 
 from longscan.runtime import Sidecar
@@ -12,13 +14,8 @@ from longscan.runtime import Sidecar
 from ..client import Client
 from ..hub import Hub
 
-pq = pytest.importorskip("pyarrow.parquet")
-pytest.importorskip("datasets")
-
 
 def parquet(**columns) -> bytes:
-    import pyarrow
-
     out = io.BytesIO()
     pq.write_table(pyarrow.table(columns), out)
     return out.getvalue()

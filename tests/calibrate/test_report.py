@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -72,7 +73,7 @@ def report(path, evals, tmp_path_factory):
 
 
 FROM_SIDECAR = ["perplexity", "passkeys", "mean-distance", "global-channels", "thresholds", "mass", "tokens"]
-FROM_EVALS = ["eval-perplexity-1", "eval-passkeys-2", "eval-prefill-time"]
+FROM_EVALS = ["eval-perplexity-1", "eval-passkeys-2"]
 FROM_MODEL = [*(f"attention-{k}" for k in (1, 2, 3, 4)), "mean-distance-length", "mean-distance-relative",
               "sum-of-delta", "prefill-time"]  # fmt: skip
 
@@ -84,11 +85,32 @@ def test_the_page_holds_everything_itself(report):
     assert re.findall(r'<figure id="([^"]+)"', page) == document["figures"]
     assert not re.findall(r'(?:src|href)="(?!data:)', page) and "<script" not in page
     assert "&lt;demo&gt;" in page and "<demo>" not in page
-    for text in ("3.669", "3.004 *", "calibrate run --model demo", "layer 3 keeps 256"):
+    for text in ("3.669", "3.004 *", "calibrate run --model demo", "layer 3 keeps 256",
+                 "At 1,024 tokens, 4 times the training length, auto does both: perplexity 3.67 becomes 3.00 and "
+                 "passkeys answered 40% become 100%."):  # fmt: skip
         assert text in page, text
     for name in document["figures"]:
         assert (folder / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert (folder / "figures" / f"{name}.svg").read_text().rstrip().endswith("</svg>")
+
+
+def test_cost_and_times_come_from_what_was_measured(path, evals, tmp_path):
+    """A sidecar holds no times; what run and eval printed does."""
+    call("report", path, "-o", tmp_path / "a.html")
+    page = (tmp_path / "a.html").read_text()
+    assert "Not measured: a sidecar holds no times" in page and "give --run the output" in page
+    document = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "cost": 3.25, "seconds": 41.0, "tokens": 1234}
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    found = json.loads(call("report", path, "-o", tmp_path / "b.html", "--eval", evals[0], "--run",
+                            tmp_path / "run.json", "--json").stdout)  # fmt: skip
+    page = (tmp_path / "b.html").read_text()
+    assert found["figures"][-2:] == ["eval-perplexity-1", "eval-prefill-time"] and "Not measured" not in page
+    assert "41 s; read 1,234 tokens, 3.2 times the held-out windows" in page
+    (tmp_path / "run.json").write_text(json.dumps({**document, "sha256": "0"}))
+    refused = call("report", path, "-o", tmp_path / "c.html", "--run", tmp_path / "run.json", code=1)
+    assert "belongs to another sidecar" in refused.stderr
+    refused = call("report", path, "-o", tmp_path / "c.html", "--run", evals[0], code=1)
+    assert "describes no calibration" in refused.stderr and not (tmp_path / "c.html").exists()
 
 
 def test_the_same_sidecar_draws_the_same_bytes(path, tmp_path):
@@ -110,7 +132,7 @@ def test_figures_show_the_sidecars_numbers(side):
     assert list(both.get_ydata()) == [65536] * 3 + [L + 1] * 3
     layer, channel = 0, int(side.thresholds(0, 4 * L).argmax())
     curve = next(c for c in found["thresholds"].lines if c.get_label() == f"layer {layer}, channel {channel}")
-    assert curve.get_ydata()[-1] == pytest.approx(float(side.thresholds(0, 4 * L)[channel]))
+    assert curve.get_ydata()[-1] == pytest.approx(float(side.thresholds(0, curve.get_xdata()[-1])[channel]))
 
 
 def test_without_data_there_is_no_figure(tmp_path):
@@ -152,8 +174,10 @@ def test_analysis_agrees_with_the_calibrations_measure(tmp_path):
     lm = load(tmp_path / "tiny", make_sidecar(lm))
     document = torch.randint(0, 64, (300,), generator=torch.Generator().manual_seed(1))
     found = analyze(lm, [document], [32, 4096], samples=2)
-    layers = measure(load(tmp_path / "tiny"), document[None, :16], 16)
-    wanted = [layer.mean_distance[0] for layer in layers]
+    starts = torch.stack([document[:16], document[128:144]])  # of the two long windows
+    layers = measure(load(tmp_path / "tiny"), starts, 16)
+    assert set(found.distances) == {8, 16, 32, 64, 128}
+    wanted = [float(layer.reach().mean()) for layer in layers]
     assert found.distances[16] == pytest.approx(wanted, rel=1e-4)
     assert len(found.maps) == 4 and [m.length for m in found.maps] == [16, 128, 16, 128]
     assert found.maps[0].log_decay >= found.maps[2].log_decay
@@ -203,5 +227,7 @@ def test_in_a_browser(report):
                 assert image["done"] and image["shown"] and image["natural"] > 0 and image["height"] > 100, image
                 assert image["left"] >= 0 and image["right"] <= width, image
                 assert SMALLEST_TEXT * image["width"] / image["natural"] >= 9.5, image
+            cut = "return [...document.querySelectorAll('.wide')].filter(e => e.scrollWidth > e.clientWidth).length"
+            assert browser.run(cut) == 0  # every table is seen whole
             columns = {round(image["left"]) for image in images}
             assert len(columns) == (1 if width == 400 else 3)

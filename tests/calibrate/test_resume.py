@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 KILLS = 20
+THREADS = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "NUMBA_THREADING_LAYER": "workqueue"}  # survives a fork
 # Forks a child for every attempt from one process that has imported everything, and kills it after a random time. The
 # parent never computes, so no thread exists when it forks.
 DRIVER = """
@@ -62,14 +63,9 @@ def test_killed_twenty_times_it_ends_with_the_same_bytes(tiny_run, tmp_path):
         str(work),
     ]
     work.mkdir()
-    threads = {
-        "OMP_NUM_THREADS": "1",
-        "NUMBA_NUM_THREADS": "1",
-        "NUMBA_THREADING_LAYER": "workqueue",
-    }  # survives a fork
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps(commands), str(KILLS), str(log)],
-        capture_output=True, text=True, env={**os.environ, **threads}, timeout=600,
+        capture_output=True, text=True, env={**os.environ, **THREADS}, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr + log.read_text()
     assert json.loads(done.stdout)["killed"] == KILLS
@@ -82,7 +78,8 @@ def test_killed_twenty_times_it_ends_with_the_same_bytes(tiny_run, tmp_path):
 def test_other_inputs_start_afresh_and_say_so(tiny_run, tmp_path):
     def run(*more: str) -> str:
         command = [sys.executable, "-m", "longscan.calibrate", *tiny_run, "--out", str(tmp_path / "a.safetensors")]
-        done = subprocess.run([*command, "--lengths", "128", *more], capture_output=True, text=True, timeout=300)
+        command += ["--lengths", "128", *more]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **THREADS}, timeout=300)
         assert done.returncode == 0, done.stderr
         return done.stderr
 

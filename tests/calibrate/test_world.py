@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from longscan.calibrate.world import LOST
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--master-port", "0"]
 
 
@@ -59,7 +61,7 @@ def test_a_lost_rank_ends_the_run_with_one_clear_error(lost, tiny_run, alone, tm
     assert time.monotonic() - began < 60
     assert process.returncode != 0 and not out.exists()
     ours = [line for line in stderr.splitlines() if line.startswith("Error:")]
-    assert ours == ["Error: a process of this run was lost; run the same command again to go on from its journal"]
+    assert ours == [f"Error: {LOST}"]
     entries = [json.loads(line) for line in journal.read_text().splitlines()]  # whole lines only
     assert "run" in entries[0]
     again = start(2, arguments)
@@ -72,3 +74,24 @@ def test_a_wrong_input_is_reported_once(tiny_run, tmp_path):
     process = start(2, [*tiny_run, "--out", str(tmp_path / "a.safetensors"), "--lengths", "32"])
     stderr = process.communicate(timeout=120)[1]
     assert process.returncode != 0 and stderr.count("Error: length 32 is not above the training length 64") == 1
+
+
+def test_a_rank_that_waits_for_a_lost_gpu_still_says_so():
+    """SIGTERM from torchrun, while the main thread never comes back to Python: as in a collective on a GPU."""
+    script = """
+import ctypes, os, signal
+from longscan.calibrate.world import _end_when_stopped
+_end_when_stopped()
+signal.siginterrupt(signal.SIGTERM, False)  # the read below goes on after a signal, as a GPU's driver does
+print("waiting", flush=True)
+ctypes.CDLL(None).read(os.pipe()[0], ctypes.create_string_buffer(1), 1)
+"""
+    command = [sys.executable, "-c", script]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "waiting\n"
+    time.sleep(0.5)
+    began = time.monotonic()
+    process.terminate()
+    stderr = process.communicate(timeout=60)[1]
+    assert time.monotonic() - began < 10 and process.returncode == 1
+    assert stderr == f"Error: {LOST}\n"

@@ -5,9 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from longscan.kernels import causal_conv1d, selective_scan, selective_step, token_scores
+from longscan.kernels import (
+    causal_conv1d,
+    selective_scan,
+    selective_step,
+    ssd_scan,
+    ssd_step,
+    token_scores,
+    triton_backend,
+)
+from longscan.kernels.triton_plan import SCAN_CONFIGS
 
-from ..kernels.cases import double, scan_inputs, without
+from ..kernels.cases import double, load_benchmark, scan_inputs, ssd_inputs, without
 
 pytestmark = pytest.mark.gpu
 
@@ -26,6 +35,62 @@ def test_scan(shape, dropped, dtype, bound, relative_rms):
     assert relative_rms(y, wanted) < bound and relative_rms(last, wanted_last) < 1e-5
 
 
+@pytest.mark.parametrize("config", SCAN_CONFIGS, ids=str)
+@pytest.mark.parametrize("chunks", [1, 2, 37])
+def test_every_configuration_and_chunk_count(config, chunks, relative_rms):
+    a = without(cuda(scan_inputs(2, 1001, 130, 16)), "index")
+    ordered = [a[k] for k in ("x", "delta", "A", "B", "C", "D", "z", "delta_bias")]
+    rest = [a.get(k) for k in ("threshold", "scale", "index", "mask", "initial_state")]
+    y, last = triton_backend.selective_scan(*ordered, True, *rest, chunks=chunks, config=config)
+    wanted, wanted_last = selective_scan(**double(a), backend="reference")
+    assert relative_rms(y, wanted) < 1e-5 and relative_rms(last, wanted_last) < 1e-5
+
+
+def test_200_thousand_tokens(relative_rms):
+    """Slow channels: at most three times the error of a plain float32 loop, whether in one pass or in chunks."""
+    a = without(scan_inputs(1, 200_000, 4, 16), "index", "mask", "scale", "initial_state", "threshold")
+    a["A"] *= 1e-3
+    wanted = load_benchmark("oracle").scan_oracle(**a)
+    with torch.inference_mode():
+        plain, _ = selective_scan(**a, backend="reference")
+    ordered = [t.cuda() for t in (a[k] for k in ("x", "delta", "A", "B", "C", "D", "z", "delta_bias"))]
+    for chunks in (1, 64):
+        y, _ = triton_backend.selective_scan(*ordered, True, *[None] * 5, chunks=chunks)
+        assert relative_rms(y.cpu(), wanted) <= 3 * relative_rms(plain, wanted)
+
+
+def test_offsets_beyond_32_bits(relative_rms):
+    """More than 2^31 elements in one tensor: the last tokens equal those of a scan that starts near the end."""
+    L, D = 2**19 + 64, 4096
+    if torch.cuda.mem_get_info()[0] < 40 * 2**30:
+        pytest.skip("needs 40 GiB of GPU memory")
+    x = torch.randn(1, L, D, device="cuda", dtype=torch.bfloat16)
+    bc, A = torch.randn(1, L, 4, device="cuda"), -torch.ones(D, 4, device="cuda")
+    y, last = selective_scan(x, x, A, bc, bc)
+    tail = slice(L - 512, L)  # e^-512: nothing from before is left
+    wanted, wanted_last = selective_scan(x[:, tail], x[:, tail], A, bc[:, tail], bc[:, tail], backend="reference")
+    assert relative_rms(y[:, -64:], wanted[:, -64:]) < 1e-2 and relative_rms(last, wanted_last) < 1e-4
+    found, _ = causal_conv1d(x, torch.ones(D, 4, device="cuda"), None)
+    wanted, _ = causal_conv1d(x[:, tail], torch.ones(D, 4, device="cuda"), None, backend="reference")
+    assert relative_rms(found[:, -64:], wanted[:, -64:]) < 1e-2
+    assert relative_rms(token_scores(x)[:, -64:], token_scores(x[:, tail], backend="reference")[:, -64:]) < 1e-4
+
+
+def test_a_decode_step_as_a_cuda_graph(relative_rms):
+    from longscan.runtime import load
+
+    bench = load_benchmark("whole_models")
+    lm = load("demo", device="cuda", dtype="float32")
+    state = lm.prefill(torch.randint(0, 256, (1, 50))).state
+    eager, own = state, state.clone()
+    with torch.inference_mode():
+        graph = bench.DecodeGraph(lm, own)
+        for token in (5, 77, 200):
+            ids = torch.tensor([token], device="cuda")
+            wanted, eager = lm.step(ids, eager)
+            assert relative_rms(graph.step(ids), wanted) < 1e-5
+
+
 def test_conv_scores_and_step(relative_rms):
     a = cuda(without(scan_inputs(2, 1000, 200, 16), "index"))
     w, b = torch.randn(200, 4, device="cuda"), torch.randn(200, device="cuda")
@@ -39,6 +104,21 @@ def test_conv_scores_and_step(relative_rms):
     pairs = ((state, "triton"), (oracle, "reference"))
     ys = [selective_step(s, *one, delta_bias=a["delta_bias"], backend=k) for s, k in pairs]
     assert relative_rms(*ys) < 1e-5 and relative_rms(state, oracle) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2, 5, 1, 3), (2, 4096, 8, 64, 1, 128), (2, 777, 4, 64, 2, 256)], ids=str)
+@pytest.mark.parametrize("dropped", [(), ("index",)], ids=["all", "no index"])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 1e-2)])
+def test_ssd(shape, dropped, dtype, bound, relative_rms):
+    a = without(cuda(ssd_inputs(*shape, dtype=dtype)), *dropped)
+    y, last = ssd_scan(**a, backend="triton")
+    wanted, wanted_last = ssd_scan(**double(a), backend="reference")
+    assert relative_rms(y, wanted) < bound and relative_rms(last, wanted_last) < bound
+    state, oracle = a["initial_state"].clone(), a["initial_state"].clone()
+    one = [a[k][:, 0] if k in ("x", "delta", "B", "C", "z") else a[k] for k in ("x", "delta", "A", "B", "C", "D", "z")]
+    pairs = ((state, "triton"), (oracle, "reference"))
+    ys = [ssd_step(s, *one, delta_bias=a["delta_bias"], backend=k) for s, k in pairs]
+    assert relative_rms(*ys) < bound and relative_rms(state, oracle) < 1e-5
 
 
 def test_models_agree_across_devices(relative_rms):

@@ -226,7 +226,7 @@ def test_what_is_not_ours_is_refused(tmp_path, change, said):
         load(folder)
 
 
-def test_hybrids_are_sent_to_attach(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "zamba2"}))
-    with pytest.raises(CheckpointError, match=r"longscan\.runtime\.attach"):
+def test_other_hybrids_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "jamba"}))
+    with pytest.raises(CheckpointError, match="model_type 'jamba'; this version reads"):
         load(tmp_path)

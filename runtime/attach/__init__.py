@@ -1,0 +1,77 @@
+"""Models that are already in memory: filter and decimate in another library's model, and undo it.
+
+from longscan.runtime import attach
+with attach(model, "mamba-130m.longscan.safetensors"):
+    model.generate(ids, max_new_tokens=64)
+
+Inference only: no gradient passes through an attached model. Where decimation drops tokens, `model(ids).logits` has a
+row for each token still present (`attached.positions`); logits_to_keep protects the last ones. The hybrids Zamba2 and
+Bamba filter but never decimate: their attention layers and its caches need every token. docs/attach.md has the table.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..plan import METHODS
+from ..sidecar import Sidecar
+from .attached import MARK, Attached
+from .families import family_of
+from .identity import check_sidecar
+
+__all__ = ["Attached", "attach", "detach"]
+
+
+def attach(
+    model: Any,
+    sidecar: str | Path | Sidecar | None = None,
+    *,
+    method: str = "auto",
+    filter_decode: bool = True,
+    backend: str = "auto",
+    checkpoint: str | None = None,
+) -> Attached:
+    """Run a foreign model's Mamba layers through our kernels, by the sidecar's plan for each prompt.
+
+    model: transformers' Mamba, FalconMamba, Mamba2, Zamba2 or Bamba, or mamba_ssm's MambaLMHeadModel; it is changed in
+        place, and its projections, norms, attention and caches stay its own
+    sidecar: a file, a Hub id or a Sidecar; None is the plain model (with transformers' chunked Mamba-1 prefill mended)
+    method: "auto" (the sidecar's choice at the prompt's length) or one to force, as in LM.prefill
+    filter_decode: filter generated tokens too, with the sidecar's g at the length reached; False as published
+    checkpoint: the folder or Hub id the model was loaded from, asked for only where the model is in half precision and
+        does not say (mamba_ssm): the sidecar is checked against float32 values
+
+    Raises ValueError for a model attach does not know, one that is attached already, or a method it cannot follow, and
+    SidecarError for a sidecar that is malformed or made for another model.
+    """
+    family = family_of(model)
+    if MARK in vars(model):
+        raise ValueError("this model is attached already; detach(model) first")
+    for _, mixer in family.find(model):
+        if "forward" in vars(mixer) or any(parameter.is_meta for parameter in mixer.parameters()):
+            raise ValueError(
+                "another library runs this model's layers already (accelerate, for a model spread over devices or "
+                "offloaded); load it on one device"
+            )
+    if method not in ("auto", *METHODS):
+        raise ValueError(f"unknown method {method!r}; choose auto, {', '.join(METHODS)}")
+    if sidecar is None and method not in ("auto", "none"):
+        raise ValueError(f"method {method!r} needs a sidecar; attach(model, sidecar)")
+    if method in ("decimate", "both") and not family.decimates:
+        raise ValueError(f"{family.name} cannot be decimated; attach with method='filter'")
+    if isinstance(sidecar, str | Path):
+        sidecar = Sidecar.read(sidecar)
+    if sidecar is not None:
+        check_sidecar(sidecar, model, family, checkpoint)
+    return Attached(model, family, sidecar, method, backend, filter_decode)
+
+
+def detach(model: Any) -> None:
+    """Give an attached model its own forward back: the same functions, the same bits.
+
+    Raises ValueError if it is not attached.
+    """
+    if MARK not in vars(model):
+        raise ValueError("this model is not attached; nothing to detach")
+    vars(model)[MARK].detach()

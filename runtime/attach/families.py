@@ -1,0 +1,104 @@
+"""One entry a family: where its Mamba layers are, how they are called, and which arithmetic they are.
+
+Nothing is imported from the libraries: a model is recognised by the name and module of its class.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .hosts import Call, call_mamba_ssm, call_transformers
+from .mamba1 import FalconMamba, Mamba1
+from .mamba2 import Mamba2
+from .mamba_ssm import MambaSSM2
+from .mixer import Mixer
+
+Layers = Iterator[tuple[nn.Module, Any]]  # (block, mixer), in order
+
+
+@dataclass(frozen=True)
+class Family:
+    """How to attach to one family of models."""
+
+    name: str
+    find: Callable[[Any], Layers]
+    call: Callable[..., Call]
+    mixer: Callable[[Any, str], Mixer]
+    embedding: Callable[[Any], Any]
+    decimates: bool = True  # hybrids do not: the caches of their attention layers keep every token
+
+
+def _backbone(model: Any) -> Any:
+    """The stack of layers: of a language model, or the stack itself."""
+    return getattr(model, "backbone", None) or getattr(model, "model", None) or model
+
+
+def _mixers(model: Any) -> Layers:
+    for block in _backbone(model).layers:
+        if not hasattr(block.mixer, "A_log"):
+            raise ValueError("attach does not read mamba_ssm's models with attention layers; load a pure Mamba")
+        yield block, block.mixer
+
+
+def _hybrid_mixers(model: Any) -> Layers:
+    """Layers of attention alone have no Mamba; Zamba2's shared attention sits in front of a Mamba layer of its own."""
+    for block in _backbone(model).layers:
+        mixer = getattr(getattr(block, "mamba_decoder", block), "mamba", None)
+        if mixer is not None:
+            yield block, mixer
+
+
+def _transformers_embedding(model: Any) -> Any:
+    return model.get_input_embeddings()
+
+
+def _mamba_ssm_embedding(model: Any) -> Any:
+    return _backbone(model).embedding
+
+
+def _mamba_ssm_mixer(mixer: Any, backend: str) -> Mixer:
+    return Mamba1(mixer, backend) if hasattr(mixer, "x_proj") else MambaSSM2(mixer, backend)
+
+
+MAMBA = Family("transformers' Mamba", _mixers, call_transformers, Mamba1, _transformers_embedding)
+FALCON_MAMBA = Family("transformers' FalconMamba", _mixers, call_transformers, FalconMamba, _transformers_embedding)
+MAMBA2 = Family("transformers' Mamba2", _mixers, call_transformers, Mamba2, _transformers_embedding)
+HYBRID = Family("a hybrid with attention", _hybrid_mixers, call_transformers, Mamba2, _transformers_embedding, False)
+MAMBA_SSM = Family("mamba_ssm's Mamba", _mixers, call_mamba_ssm, _mamba_ssm_mixer, _mamba_ssm_embedding)
+
+_KNOWN = {
+    ("transformers.models.mamba.", "MambaForCausalLM"): MAMBA,
+    ("transformers.models.mamba.", "MambaModel"): MAMBA,
+    ("transformers.models.falcon_mamba.", "FalconMambaForCausalLM"): FALCON_MAMBA,
+    ("transformers.models.falcon_mamba.", "FalconMambaModel"): FALCON_MAMBA,
+    ("transformers.models.mamba2.", "Mamba2ForCausalLM"): MAMBA2,
+    ("transformers.models.mamba2.", "Mamba2Model"): MAMBA2,
+    ("transformers.models.zamba2.", "Zamba2ForCausalLM"): HYBRID,
+    ("transformers.models.zamba2.", "Zamba2Model"): HYBRID,
+    ("transformers.models.bamba.", "BambaForCausalLM"): HYBRID,
+    ("transformers.models.bamba.", "BambaModel"): HYBRID,
+    ("mamba_ssm.models.", "MambaLMHeadModel"): MAMBA_SSM,
+}
+
+
+def _check_transformers() -> None:
+    """transformers 5 keeps Mamba's states in its common Cache; before, each family had one of its own."""
+    if not hasattr(sys.modules["transformers.cache_utils"].Cache, "get_recurrent_state"):
+        raise ValueError("this transformers keeps Mamba's states in older caches; pip install --upgrade transformers")
+
+
+def family_of(model: object) -> Family:
+    """The family of a model, also of one whose class derives from a known one. Raises ValueError for any other."""
+    for kind in type(model).__mro__:
+        for (package, name), family in _KNOWN.items():
+            if kind.__name__ == name and kind.__module__.startswith(package):
+                if family.call is call_transformers:
+                    _check_transformers()
+                return family
+    names = sorted({name for _, name in _KNOWN if not name.endswith("Model") or name.startswith("MambaLM")})
+    raise ValueError(f"attach does not know {type(model).__name__}; give a model of {', '.join(names)}")

@@ -1,0 +1,188 @@
+"""A hybrid behind LM's interface: transformers' Zamba2 or Bamba, attached, to calibrate, evaluate and generate with."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import ModelConfig
+from ..errors import CheckpointError
+from ..model import LM
+from ..observer import Observer
+from ..plan import Plan
+from ..prefill import Output, is_open
+from ..prompts import Ids, as_batch, check_ids
+from ..source import Source
+from ..state import State
+from .attached import Attached
+from .families import family_of
+from .hosts import reading_of, remember
+
+
+def load_hybrid(
+    source: Source, device: torch.device, dtype: torch.dtype, backend: str, filter_decode: bool
+) -> HybridLM:
+    """Read a checkpoint with transformers. Raises CheckpointError where transformers is missing or cannot read it."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise CheckpointError(f"{source.name} is read through transformers; pip install transformers") from error
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(source.folder, dtype="auto", local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"transformers cannot read {source.name} ({reason[:160]}); download it again") from error
+    said = model.config
+    config = ModelConfig(
+        layout="transformers",
+        d_model=said.hidden_size,
+        n_layer=said.num_hidden_layers,
+        norm_epsilon=said.rms_norm_eps,
+        rms_norm=True,
+        residual_in_fp32=False,
+        tie_embeddings=bool(said.tie_word_embeddings),
+        eos_token_id=said.eos_token_id if isinstance(said.eos_token_id, int) else None,
+        train_length=getattr(said, "train_length", None),
+        neox_vocabulary=False,
+    )
+    attached = Attached(model.eval(), family_of(model), None, "auto", backend, filter_decode)
+    _ = attached.view.fingerprint  # of the values as they are stored, before they are converted
+    model.to(device=device, dtype=dtype)
+    return HybridLM(source, config, attached)
+
+
+@dataclass
+class HybridState:
+    """What a hybrid remembers: transformers' cache, which grows with the tokens read (attention keeps them all).
+
+    mask: (B, tokens so far) int64, 0 = left padding
+    """
+
+    cache: Any
+    mask: Tensor
+
+    @property
+    def reading(self) -> State:
+        """How far each row was read, and by which plan."""
+        found = reading_of(self.cache)
+        assert found is not None
+        return found
+
+    @property
+    def length(self) -> Tensor:
+        """(B,) int64, tokens read so far."""
+        return self.reading.length
+
+    @property
+    def batch(self) -> int:
+        return self.reading.batch
+
+    @property
+    def plan(self) -> Plan | tuple[Plan, ...]:
+        return self.reading.plan
+
+    def clone(self) -> HybridState:
+        """An independent copy: continue one prompt in several ways."""
+        return HybridState(copy.deepcopy(self.cache), self.mask)
+
+    def rows(self, index: Sequence[int]) -> HybridState:
+        """An independent copy of some rows of the batch, in the given order."""
+        at = torch.tensor(list(index), dtype=torch.int64, device=self.mask.device)
+        other = self.clone()
+        other.cache.reorder_cache(at)
+        remember(other.cache, self.reading.rows(index))
+        return HybridState(other.cache, self.mask[at])
+
+
+class HybridLM(LM):
+    """LM's interface over an attached model: it filters and scales, but never decimates, and its state grows."""
+
+    hybrid = True
+
+    def __init__(self, source: Source, config: ModelConfig, attached: Attached):
+        weights: Any = attached.view
+        super().__init__(source, config, weights, None, attached.backend, attached.filter_decode)
+        self._attached = attached
+
+    @torch.inference_mode()
+    def prefill(  # type: ignore[override]
+        self,
+        ids: Ids,
+        *,
+        state: HybridState | None = None,
+        total_length: float | None = None,
+        chunk: int | None = None,
+        method: str = "auto",
+        attention_mask: Tensor | None = None,
+        logits_to_keep: int = 1,
+        observer: Observer | None = None,
+        on_chunk: Callable[[int], None] | None = None,
+    ) -> Output:
+        """Read a prompt; see LM.prefill. Rows of unequal length are read in one piece; no open-ended reading."""
+        if total_length is not None and math.isinf(total_length):
+            raise ValueError("a hybrid's cache grows with the text: give a finite total_length, or none")
+        batch, mask = as_batch(ids, attention_mask)
+        batch, mask = check_ids(batch.to(self.device), mask, self.weights.embedding.shape[0])
+        if state is not None and state.batch != batch.shape[0]:
+            raise ValueError(f"ids have {batch.shape[0]} rows and the state {state.batch}; give one state row a prompt")
+        L = batch.shape[1]
+        size = L if chunk is None or mask is not None or observer is not None else chunk
+        if total_length is None and size < L and (state is None or state.reading.total is None):
+            total_length = L + (0 if state is None else int(state.length.max()))
+        now = batch.new_ones(batch.shape) if mask is None else mask.long()
+        into = HybridState(None, now[:, :0]) if state is None else state.clone()
+        self._attached.read_with(self.sidecar, method, self.filter_decode)
+        logits = self.weights.embedding.new_empty(len(batch), 0, 0)
+        for start in range(0, L, size):
+            piece = slice(start, start + size)
+            self._attached.total_length, self._attached.observer = total_length, observer
+            found = self._call(batch[:, piece], now[:, piece], into, logits_to_keep)
+            logits = found if start == 0 else torch.cat([logits, found], 1)[:, -logits_to_keep:]
+            if on_chunk is not None:
+                on_chunk(int(now[:, piece].sum()))
+        seen = into.mask[:, -logits.shape[1] :]
+        places = (into.mask.cumsum(1) - 1)[:, -logits.shape[1] :].where(seen > 0, -1)
+        return Output(logits, places, into, into.plan)  # type: ignore[arg-type]
+
+    @torch.inference_mode()
+    def step(self, token: Tensor, state: HybridState) -> tuple[Tensor, HybridState]:  # type: ignore[override]
+        """One token a row; see LM.step."""
+        if is_open(state.reading):
+            raise ValueError(
+                f"the prompt of total_length {state.reading.total} is not complete; prefill its last piece first"
+            )
+        if token.shape != state.length.shape:
+            raise ValueError(f"token has shape {tuple(token.shape)}, expected {tuple(state.length.shape)}")
+        self._attached.read_with(self.sidecar, state.reading.method, self.filter_decode)
+        self._attached.observer = None
+        ids = token.to(self.device)[:, None]
+        return self._call(ids, torch.ones_like(ids), state, 1)[:, 0], state
+
+    def _call(self, ids: Tensor, mask: Tensor, state: HybridState, keep: int) -> Tensor:
+        """The model itself: logits (B, keep or all, V) float32; `state` is updated in place."""
+        state.mask = torch.cat([state.mask, mask], 1)
+        out = self._attached.model(
+            input_ids=ids,
+            attention_mask=state.mask,
+            position_ids=(state.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :],
+            past_key_values=state.cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        state.cache = out.past_key_values
+        logits: Tensor = out.logits
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def new_state(self, batch: int) -> State:
+        """Refused: the cache of a hybrid begins with its first token."""
+        raise ValueError("a hybrid has no state before its first token; prefill one")
+
+    def load_state(self, path: Any) -> State:
+        """Refused: transformers' caches are not saved."""
+        raise ValueError("the state of a hybrid cannot be saved or loaded; read the prompt again")

@@ -1,0 +1,68 @@
+"""Which checkpoint a model in memory came from: the fingerprint that `load` gives the same weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import read_tensors
+from ..errors import CheckpointError, SidecarError
+from ..sidecar import Sidecar
+from ..source import locate
+from ..weights import STEERING, fingerprint
+from .families import Family
+
+
+def fingerprint_of(model: Any, family: Family) -> str:
+    """sha256 over shapes, A_log and dt bias as float32, layers counted over the Mamba layers alone."""
+    return _digest(model, family, _steering(model, family))
+
+
+def check_sidecar(sidecar: Sidecar, model: Any, family: Family, checkpoint: str | None = None) -> None:
+    """Raise SidecarError unless the sidecar was made for this model's weights.
+
+    A model loaded in half precision has rounded the very values the fingerprint covers. Then the checkpoint it came
+    from (its own `name_or_path`, or the one given) is read instead, and must agree with the model up to that rounding.
+    """
+    held = _steering(model, family)
+    found = _digest(model, family, held)
+    name = checkpoint or str(getattr(model, "name_or_path", "") or type(model).__name__)
+    if found != sidecar.metadata["model_fingerprint"] and any(t.dtype != torch.float32 for t in held.values()):
+        try:
+            stored = read_tensors(locate(name), lambda key, t: t if key.endswith(STEERING) else t.to("meta"))
+        except CheckpointError as error:
+            raise SidecarError(
+                "model_fingerprint: this model's A_log is in half precision, too coarse to compare, and its checkpoint "
+                f"cannot be read ({error}); give attach(..., checkpoint=...), or load the model in float32"
+            ) from error
+        if all(key in stored and torch.equal(stored[key].to(t.dtype), t.cpu()) for key, t in held.items()):
+            found = _digest(model, family, stored)
+    sidecar.check_model(found, name)
+
+
+def _steering(model: Any, family: Family) -> dict[str, Tensor]:
+    """What the fingerprint covers, by the names of the model's own checkpoint."""
+    mixers = {id(mixer) for _, mixer in family.find(model)}
+    return {
+        f"{path}.{name}": parameter.detach()
+        for path, module in model.named_modules()
+        if id(module) in mixers
+        for name, parameter in module.named_parameters()
+        if name in STEERING
+    }
+
+
+def _digest(model: Any, family: Family, steering: dict[str, Tensor]) -> str:
+    names = {id(module): path for path, module in model.named_modules()}
+    mixers = [mixer for _, mixer in family.find(model)]
+    tensors = {
+        f"backbone.layers.{i}.mixer.{name}": steering[f"{names[id(mixer)]}.{name}"]
+        for i, mixer in enumerate(mixers)
+        for name in STEERING
+        if f"{names[id(mixer)]}.{name}" in steering
+    }
+    tensors["backbone.embedding.weight"] = family.embedding(model).weight
+    tensors["backbone.layers.0.mixer.in_proj.weight"] = mixers[0].in_proj.weight
+    return fingerprint(tensors, len(mixers))

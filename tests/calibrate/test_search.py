@@ -1,0 +1,126 @@
+"""The search finds what is best where it is known: a made-up arena whose score has one peak."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from longscan.calibrate.arena import Arena, Score
+from longscan.calibrate.band_tables import Tables
+from longscan.calibrate.journal import Journal
+from longscan.calibrate.measure import LayerMeasurement
+from longscan.calibrate.picks import Candidate, FilterPick, ScalePick
+from longscan.calibrate.recipe import parse_recipe
+from longscan.calibrate.search import Search, theta_candidates
+from longscan.calibrate.sketch import DeltaSketch
+
+L, N_LAYER, D = 64, 4, 10
+LENGTHS = (128, 256, 512, 1024, 4096)
+
+
+def layer(i: int) -> LayerMeasurement:
+    g = torch.Generator().manual_seed(i)
+    sketch = DeltaSketch.empty(D, 64)
+    sketch.add(torch.rand(300, D, generator=g) ** 3 + 1e-3)
+    decay = -torch.logspace(-1, 2, D, dtype=torch.float64).expand(3, D)
+    return LayerMeasurement(sketch, decay, torch.arange(D).float().expand(3, D) + i / 10, torch.zeros(3, 0, D))
+
+
+class Known(Arena):
+    """Scores by a function of the candidate, the same on every window."""
+
+    def score(self, candidate, length, share=1.0, prefix=None):
+        windows = self.counts(share)[0]
+        self.asked.append((candidate, length, windows))
+        losses = torch.full((windows,), self.loss(candidate, length), dtype=torch.float64)
+        return Score(losses, torch.empty(0), torch.empty(0, dtype=torch.bool))
+
+
+def search(loss, recipe: str) -> Search:
+    layers = [layer(i) for i in range(N_LAYER)]
+    lm = SimpleNamespace(weights=SimpleNamespace(layers=layers))
+    tables = Tables(layers, L, lambda *_: pytest.fail("no sweep was asked for"))
+    windows = torch.zeros(8, LENGTHS[-1], dtype=torch.int64)
+    arena = Known(lm, tables, "perplexity", windows, {}, 8, 4096, Journal(None, "", False))
+    arena.loss, arena.asked = loss, []
+    return Search(arena, parse_recipe(recipe, "known"), LENGTHS, 0)
+
+
+@pytest.mark.parametrize("law", [lambda n: 0.3 * n / L, lambda n: 0.5, lambda n: 1.5, lambda n: (n / L) ** 0.5])
+def test_the_mass_factor_is_found_at_every_length(law):
+    def loss(candidate: Candidate, length: int) -> float:
+        pick = candidate.filter
+        return 9.0 if pick is None else abs(math.log(pick.share * length / L / law(length)))
+
+    found = search(loss, "filter: {g_fit: stretched, layers: all}").run({"filter"})
+    for pick in found:
+        assert pick.filter is not None and pick.filter.filter is not None
+        wanted = min(law(pick.length), pick.length / L)
+        assert pick.filter.filter.share * pick.length / L == pytest.approx(wanted, rel=0.12)
+
+
+def test_a_layer_that_must_not_be_filtered_is_left_out():
+    def loss(candidate: Candidate, length: int) -> float:
+        pick = candidate.filter
+        return 9.0 if pick is None else 2.0 * (0 in pick.layers) + (2 in pick.layers) - 0.1 * len(pick.layers)
+
+    for pick in search(loss, "filter: {g_fit: stretched}").run({"filter"}):
+        assert pick.filter is not None and pick.filter.filter is not None
+        assert pick.filter.filter.layers == (1, 3)
+
+
+def test_the_mass_is_tilted_by_layer_where_that_helps():
+    wanted = (1.0, 2.0, 1.0, 0.5)
+
+    def loss(candidate: Candidate, length: int) -> float:
+        pick = candidate.filter
+        tilt = (pick.tilt or (1.0,) * N_LAYER) if pick else (9.0,) * N_LAYER
+        return sum(abs(math.log(a / b)) for a, b in zip(tilt, wanted))
+
+    recipe = "filter: {g_fit: stretched, layers: all, mass: {tilt: true}}"
+    assert search(loss, recipe).run({"filter"})[0].filter.filter.tilt == wanted
+
+
+def test_scales_are_found_by_channels_and_by_layer():
+    def by_channels(candidate: Candidate, length: int) -> float:
+        pick = candidate.scale
+        return 9.0 if pick is None else abs(pick.power - 0.75) + abs(pick.top - 0.2)
+
+    for pick in search(by_channels, "").run({"scale"}):
+        assert pick.scale == Candidate(scale=ScalePick(0.75, 0.2))
+    wanted = (0.25, 0.5, 0.0, 0.25)
+
+    def by_layer(candidate: Candidate, length: int) -> float:
+        pick = candidate.scale
+        return 9.0 if pick is None else sum(abs(a - b) for a, b in zip(pick.powers, wanted))
+
+    assert search(by_layer, "scale: {by_layer: true}").run({"scale"})[0].scale.scale.powers == wanted
+
+
+def test_scales_become_factors():
+    tables = search(lambda *_: 0.0, "").arena.tables
+    upi = tables.band([128, 256], {}, None, ScalePick(1.0, 0.2), only=True)["scales"]  # (K, n_layer, D)
+    assert upi.unique().tolist() == [0.25, 0.5, 1.0]
+    assert int((upi[0] == 0.5).sum()) == int((upi[1] == 0.25).sum()) == N_LAYER * D // 5
+    powers = tables.band([256], {}, None, ScalePick(0.0, 1.0, (0.0, 0.5, 1.0, -0.5)), only=True)["scales"][0]
+    assert powers[:, 0].tolist() == [1.0, 0.5, 0.25, 2.0] and bool((powers == powers[:, :1]).all())
+
+
+def test_thetas_differ_in_the_channels_they_call_global():
+    found = theta_candidates([layer(i) for i in range(N_LAYER)], parse_recipe("", "default"))
+    counts = [int((layer(0).decay() > log_theta).sum()) for log_theta in found]
+    assert counts == sorted(set(counts), reverse=True) and min(counts) > 0
+
+
+def test_stretched_tables_are_made_once():
+    tables = search(lambda *_: 0.0, "").arena.tables
+    pick = FilterPick(-5.0, (1, 3), 0.4, tilt=(1.0, 1.0, 1.0, 0.5))
+    first = tables.thresholds(pick, [0.4, 0.1])
+    kept = tables.layers[3].sketch.threshold(0.2).float()
+    local = tables.layers[3].decay() <= -5.0
+    assert torch.equal(first[0, 3], kept.masked_fill(local, 0.0)) and bool((first[:, (0, 2)] == 0).all())
+    tables.layers[1].sketch.mass.zero_()  # no longer looked at
+    assert torch.equal(tables.thresholds(pick, [0.1, 0.4]), first.flip(0))

@@ -1,0 +1,61 @@
+"""Tiny random models of other libraries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+PURE = ["mamba", "falcon_mamba", "mamba2"]
+FAMILIES = [*PURE, "zamba2", "bamba"]
+
+
+def lively(model: Any, seed: int = 0) -> Any:
+    """Weights that carry a signal through every layer, so that no small initial value hides a mistake."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() > 1 and not name.endswith("A_log"):
+                parameter.copy_(noise * (0.5 if "conv1d" in name or "embed" in name else parameter.shape[1] ** -0.5))
+            elif name.endswith("dt_bias"):
+                parameter.copy_(noise - 4)
+            else:
+                parameter.add_(noise * 0.1)
+    return model.eval()
+
+
+def build(name: str, vocab_size: int = 64) -> Any:
+    """A causal language model of transformers, with biases where the family has them."""
+    import transformers
+
+    torch.manual_seed(0)
+    common: dict[str, Any] = {"vocab_size": vocab_size}
+    if name in ("mamba", "falcon_mamba"):
+        kind = {"mamba": transformers.MambaConfig, "falcon_mamba": transformers.FalconMambaConfig}[name]
+        config = kind(**common, hidden_size=24, state_size=8, num_hidden_layers=3, use_bias=name == "mamba")
+    elif name == "mamba2":
+        config = transformers.Mamba2Config(
+            **common, hidden_size=24, state_size=8, num_hidden_layers=3, num_heads=6, head_dim=8, n_groups=2,
+            chunk_size=16, use_bias=True, time_step_limit=(0.004, 0.5),
+        )  # fmt: skip
+    elif name == "zamba2":
+        config = transformers.Zamba2Config(
+            **common, hidden_size=32, num_hidden_layers=4, layers_block_type=["mamba", "hybrid"] * 2,
+            mamba_d_state=8, mamba_headdim=8, n_mamba_heads=8, mamba_ngroups=2, mamba_expand=2, chunk_size=16,
+            num_attention_heads=4, num_key_value_heads=4, intermediate_size=48, num_mem_blocks=1, adapter_rank=4,
+            use_shared_attention_adapter=True, use_mem_rope=True, pad_token_id=0, eos_token_id=None,
+        )  # fmt: skip
+    else:
+        config = transformers.BambaConfig(
+            **common, hidden_size=32, num_hidden_layers=3, attn_layer_indices=[1], mamba_n_heads=8, mamba_d_head=8,
+            mamba_n_groups=2, mamba_d_state=8, mamba_expand=2, mamba_chunk_size=16, num_attention_heads=4,
+            num_key_value_heads=2, intermediate_size=48, pad_token_id=0, eos_token_id=None,
+        )  # fmt: skip
+    return lively(transformers.AutoModelForCausalLM.from_config(config))
+
+
+def cache_of(out: Any) -> dict[str, Any]:
+    """The cache of an output, as the argument of the next call."""
+    name = "cache_params" if "cache_params" in out else "past_key_values"
+    return {name: out[name]}
