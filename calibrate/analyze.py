@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..runtime.model import LM
@@ -22,6 +21,7 @@ from ..runtime.plan import LayerPlan
 from .console import progress
 from .errors import UserError
 from .evaluate import available
+from .heads import of_channel
 from .measure import log_decay, mean_distance
 
 FACTOR = 8  # the papers look at L and at 8 L
@@ -94,7 +94,7 @@ class Watch:
 
     def observe(self, layer: int, inputs: ScanInputs) -> LayerPlan | None:
         found, w = self.analysis, inputs.weights
-        delta = F.softplus(inputs.delta[0].float() + w.dt_bias.float())
+        delta = w.positive(inputs.delta[0])
         A, B, C = w.A.float(), inputs.B[0].float(), inputs.C[0].float()
         running = delta.double().sum(1).cumsum(0)
         if self.short:
@@ -111,10 +111,9 @@ class Watch:
         for channel in self.samples.get(layer, []):
             decay = float(log_decay(delta[: found.train_length, channel : channel + 1], A[channel : channel + 1]))
             for length in (found.train_length, len(delta)):
-                one, b, c = delta[:length, channel].cpu(), B[:length].cpu(), C[:length].cpu()
-                found.maps.append(
-                    attention_map(one, A[channel].cpu(), b, c, layer=layer, channel=channel, log_decay=decay)
-                )
+                a, b, c = (t.cpu() for t in of_channel(A, B[:length], C[:length], channel))
+                one = delta[:length, channel].cpu()
+                found.maps.append(attention_map(one, a, b, c, layer=layer, channel=channel, log_decay=decay))
         return None
 
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..runtime.model import LM
 from ..runtime.observer import ScanInputs
 from ..runtime.plan import LayerPlan
+from . import heads
 from .console import progress
 from .journal import Journal
 from .published_fit import published_g
@@ -61,8 +61,10 @@ def _time_block(delta: Tensor, A: Tensor) -> int:
 def log_decay(delta: Tensor, A: Tensor) -> Tensor:
     """log prod_t mean_n exp(delta_t A_n): delta (..., L, D), A (D, N) -> (..., D) float64.
 
-    The mean over states is taken at each step, before the product.
+    The mean over states is taken at each step, before the product. Mamba-2, A (H,): log exp(A_h sum_t delta_t).
     """
+    if A.dim() == 1:
+        return heads.log_decay(delta, A)
     total = torch.zeros(delta.shape[:-2] + delta.shape[-1:], dtype=torch.float64, device=delta.device)
     for part in delta.split(_time_block(delta, A), -2):
         total += torch.exp(part[..., None] * A).mean(-1).double().log().sum(-2)
@@ -73,7 +75,8 @@ def mean_distance(delta: Tensor, A: Tensor, B: Tensor, C_last: Tensor) -> Tensor
     """Mamba Mean Distance of each sequence and channel, sum_j (L-1-j)|M_j| / sum_j |M_j|: (..., D) float64, in tokens.
 
     M_j = sum_n C_n exp(A_n sum_{k>j} delta_k) delta_j B_jn is the implicit attention of the last token.
-    delta (..., L, D), A (D, N), B (..., L, N), C_last (..., N). A layer's distance is the mean over its channels.
+    delta (..., L, D), A (D, N), B (..., L, N), C_last (..., N); Mamba-2: delta (..., L, H), A (H,), B (..., L, G, N),
+    C_last (..., G, N). A layer's distance is the mean over its channels.
     """
     L, block = delta.shape[-2], _time_block(delta, A)
     after = delta.flip(-2).cumsum(-2).flip(-2) - delta  # sum of delta over k > j
@@ -81,9 +84,13 @@ def mean_distance(delta: Tensor, A: Tensor, B: Tensor, C_last: Tensor) -> Tensor
     total = torch.zeros_like(weighted)
     for start in range(0, L, block):
         part = slice(start, start + block)
-        decay = torch.exp(after[..., part, :, None] * A)
-        reads = B[..., part, :] * C_last[..., None, :]  # C_n B_jn
-        size = (torch.einsum("...ldn,...ln->...ld", decay, reads) * delta[..., part, :]).abs().double()
+        if A.dim() == 1:
+            M = heads.attention(after[..., part, :], delta[..., part, :], A, B[..., part, :, :], C_last)
+        else:
+            decay = torch.exp(after[..., part, :, None] * A)
+            reads = B[..., part, :] * C_last[..., None, :]  # C_n B_jn
+            M = torch.einsum("...ldn,...ln->...ld", decay, reads) * delta[..., part, :]
+        size = M.abs().double()
         distance = torch.arange(L - 1 - start, L - 1 - start - size.shape[-2], -1, device=delta.device)
         weighted += (distance[:, None] * size).sum(-2)
         total += size.sum(-2)
@@ -112,7 +119,7 @@ class Measure:
 
     def observe(self, layer: int, inputs: ScanInputs) -> LayerPlan | None:
         w, found, A = inputs.weights, self.layers[layer], inputs.weights.A.float()
-        delta = F.softplus(inputs.delta.float() + w.dt_bias.float())
+        delta = w.positive(inputs.delta)
         found.sketch.add(delta.flatten(0, 1))
         rows = slice(self.first, self.first + len(delta))
         found.log_decay[rows] = log_decay(delta, A)

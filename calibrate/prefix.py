@@ -27,6 +27,8 @@ def read_all(lm: LM, ids: Tensor, method: str, keep: int) -> tuple[Tensor, State
 
 def read_whole(lm: LM, ids: Tensor, method: str, keep: int) -> tuple[Tensor, State]:
     """All layers in one pass, as every candidate is read: the bits hang on no memory, and too little is an error."""
+    if lm.hybrid:  # its layers cannot be run one by one, and it reads in one pass unless told otherwise
+        return read_all(lm, ids, method, keep)
     return Prefix(0).read(lm, ids, method, keep)
 
 

@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels import token_scores
 from ..runtime.forward import embed, run_layers
 from ..runtime.model import LM
 from ..runtime.observer import ScanInputs
@@ -39,10 +37,10 @@ class _Watch:
     def observe(self, layer: int, inputs: ScanInputs) -> LayerPlan | None:
         w, delta = inputs.weights, inputs.delta
         if self._plan.keep is not None:
-            score = token_scores(delta, w.dt_bias, weight=self._plan.score_weight, backend=self._backend)
+            score = w.scores(delta, self._plan.score_weight, self._backend)
             index = select(score, self._plan.keep, 1)
             delta = delta.gather(1, index[:, :, None].expand(-1, -1, delta.shape[2]))
-        self.sketch.add(F.softplus(delta.float() + w.dt_bias.float()).flatten(0, 1))
+        self.sketch.add(w.positive(delta).flatten(0, 1))
         return None
 
 

@@ -1,0 +1,91 @@
+"""A hybrid with attention, calibrated, evaluated and continued from the command line, read through transformers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from longscan.calibrate.commands import cli
+from longscan.runtime import Sidecar, attach, load
+from longscan.runtime.source import DEMO
+
+from ..runtime.attach.models import build
+from .conftest import DEMO_TEXT
+
+transformers = pytest.importorskip("transformers")
+
+RECIPE = """\
+samples: 2
+length_factors: [4]
+objective: perplexity
+measure: {windows: 4, batch_tokens: 256}
+filter: {theta: [1.0e-2], theta_quantiles: [0.5], mass: {law: [0.5]}, layers: all, g_fit: auto}
+scale: {search: true, powers: [0.5], top: [0.2]}
+"""
+
+
+def call(*arguments, code=0):
+    result = CliRunner().invoke(cli, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A Zamba2 over bytes, its recipe and a text."""
+    folder = tmp_path_factory.mktemp("tiny-zamba2")
+    build("zamba2", vocab_size=256).save_pretrained(folder)
+    shutil.copy(DEMO / "tokenizer.json", folder)
+    (folder / "tiny.yaml").write_text(RECIPE)
+    (folder / "novel.txt").write_text(DEMO_TEXT.read_text()[:20000])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    given = {"--model": folder, "--texts": folder / "novel.txt", "--recipe": folder / "tiny.yaml", "--train-length": 64}
+    return ["run", *(part for pair in given.items() for part in pair)]
+
+
+@pytest.fixture(scope="module")
+def calibrated(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "zamba2.longscan.safetensors"
+    return out, json.loads(call(*run, "--out", out, "--json").stdout)
+
+
+def test_its_sidecar_filters_and_never_decimates(calibrated):
+    out, document = calibrated
+    side = Sidecar.read(out)
+    assert {row["method"] for row in document["scores"]} == {"none", "filter", "scale"}
+    assert (side.metadata["n_layer"], side.metadata["channels"]) == ("4", "8")  # Mamba layers, heads
+    assert side.plan(256, "filter").method == "filter" and not side.plan(256).decimate
+    assert any((side.thresholds(layer, 256) > 0).any() for layer in range(4))
+    assert not any("keep" in name for name in side.tensors)
+
+
+def test_the_sidecar_serves_the_model_in_memory(calibrated, folder):
+    out, _ = calibrated
+    ids = torch.randint(0, 256, (1, 200))
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad(), attach(model, out, method="filter"):
+        found = model(ids).logits[:, -1:]
+    assert torch.allclose(found, load(folder, out).prefill(ids, method="filter").logits, atol=1e-4)
+
+
+def test_eval_and_generate_take_it(calibrated, folder):
+    out, _ = calibrated
+    place = ("--model", folder, "--sidecar", out)
+    text = ("--texts", folder / "novel.txt", "--windows", 2, "--lengths", "64,256", "--json")
+    rows = json.loads(call("eval", *place, *text).stdout)["rows"]
+    assert {row["method"] for row in rows} == {"none", "filter", "scale", "auto"} and len(rows) == 8
+    call("generate", *place, "--prompt", "It was a dark and stormy night " * 4, "--max-new-tokens", 4)
+
+
+def test_decimation_is_refused_before_any_work(run, tmp_path):
+    for method in ("decimate", "both"):
+        result = call(*run, "--method", method, "--out", tmp_path / "no.safetensors", code=1)
+        assert "cannot be decimated" in result.stderr.strip().splitlines()[-1]
