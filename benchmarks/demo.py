@@ -1,6 +1,6 @@
-"""Calibrate the demo model, measure it at 1 to 64 times its training length, and say what got better.
+"""Calibrate a demo model, measure it at 1 to 64 times its training length, and say what got better.
 
-    python benchmarks/demo.py --out build/demo [--full] [--recipes paper-longmamba,paper-decimamba]
+    python benchmarks/demo.py --out build/demo [--model demo-mamba2] [--full] [--recipes paper-longmamba]
 
 `make demo` runs this. Each step is a `calibrate` command anyone can type; it is printed before it runs. With --full the
 evaluation uses the command's own default number of windows, else few, so that it takes minutes. The JSON documents
@@ -64,6 +64,7 @@ def table(perplexity: dict[Any, Any], passkey: dict[Any, Any], columns: list[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/demo"))
+    parser.add_argument("--model", choices=["demo", "demo-mamba2"], default="demo")
     parser.add_argument("--full", action="store_true", help="the evaluation's own default numbers of windows")
     parser.add_argument("--recipes", default="", help="published recipes to compare with")
     args = parser.parse_args()
@@ -73,20 +74,20 @@ def main() -> None:
     windows: dict[str, list[str]] = {} if args.full else few
 
     def evaluate(name: str, sidecar: Path, methods: str) -> list[dict[str, Any]]:
-        common = ["--model", "demo", "--sidecar", str(sidecar), "--lengths", lengths, "--methods", methods]
+        common = ["--model", args.model, "--sidecar", str(sidecar), "--lengths", lengths, "--methods", methods]
         return [
             calibrate(args.out, f"{name}-{task}", "eval", *common, "--task", task, *windows.get(task, []))
             for task in ("perplexity", "passkey")
         ]
 
-    sidecar = args.out / "demo.longscan.safetensors"
-    calibrate(args.out, "run", "run", "--model", "demo", "--out", str(sidecar))
-    documents = evaluate("demo", sidecar, ",".join(METHODS))
+    sidecar = args.out / f"{args.model}.longscan.safetensors"
+    calibrate(args.out, "run", "run", "--model", args.model, "--out", str(sidecar))
+    documents = evaluate(args.model, sidecar, ",".join(METHODS))
     found = [cells(document) for document in documents]
     columns = list(METHODS)
     for recipe in filter(None, args.recipes.split(",")):
         other = args.out / f"{recipe}.longscan.safetensors"
-        calibrate(args.out, recipe, "run", "--model", "demo", "--texts", "demo", "--recipe", recipe,
+        calibrate(args.out, recipe, "run", "--model", args.model, "--texts", "demo", "--recipe", recipe,
                   "--lengths", ",".join(map(str, LENGTHS[1:])), "--out", str(other))  # fmt: skip
         for have, document in zip(found, evaluate(recipe, other, "none,auto")):
             have |= cells(document, recipe)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..runtime.sidecar import Sidecar
-from ..runtime.source import is_hub_id
+from ..runtime.source import is_hub_id, is_known_anywhere
 from .errors import UserError, first_line
 from .summary import Facts, command, headline, score_tables
 
@@ -62,7 +62,7 @@ def _body(side: Sidecar, repo_id: str, figures: Mapping[str, str]) -> str:
     meta, made = side.metadata, Facts.of(side).calibration
     base, L = meta["base_model"], side.train_length
     linked = f"[{base}](https://huggingface.co/{base})" if is_hub_id(base) else f"`{base}`"
-    alone = base == "demo" or is_hub_id(base)
+    alone = is_known_anywhere(base)
     loaded = f'load("{repo_id}")' if alone else f'load("path/to/{base}", "{repo_id}")'
     parts = [
         f"A LongScan sidecar: what lets {linked}, trained at {L:,} tokens, read further "

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..runtime.sidecar import Sidecar, find_file
-from ..runtime.source import SIDECAR_FILE, is_hub_id
+from ..runtime.source import BUNDLED, SIDECAR_FILE, is_hub_id
 from .card import merge, model_card
 from .errors import UserError
 from .figures import pictures
@@ -50,7 +50,7 @@ def gather(sidecar: str, repo_id: str, licence: str | None = None) -> dict[str, 
 
 def known_licence(base_model: str) -> str | None:
     """The licence of the models everyone starts with; state-spaces publishes all of its under one."""
-    return "apache-2.0" if base_model == "demo" or base_model.startswith("state-spaces/") else None
+    return "apache-2.0" if base_model in BUNDLED or base_model.startswith("state-spaces/") else None
 
 
 def hub_licence(base_model: str) -> str | None:

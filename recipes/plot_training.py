@@ -1,4 +1,5 @@
-"""Draw docs/demo-training.png from recipes/demo_training.jsonl, the record train_demo.py left of the shipped model.
+"""Draw docs/demo-training.png from recipes/demo_training.jsonl, the record train_demo.py left of the shipped model, and
+docs/demo-mamba2-training.png from that of the second.
 
 python recipes/plot_training.py
 """
@@ -16,8 +17,8 @@ import matplotlib.pyplot as plt
 HERE = Path(__file__).resolve().parent
 
 
-def main() -> None:
-    rows = [json.loads(line) for line in (HERE / "demo_training.jsonl").read_text().splitlines()]
+def draw(record: str, picture: str) -> None:
+    rows = [json.loads(line) for line in (HERE / record).read_text().splitlines()]
     _, (loss, quality) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
     text = [(r["tokens"] / 1e6, r["text"]) for r in rows if r.get("text") is not None]
     answers = [(r["tokens"] / 1e6, r["answers"]) for r in rows if r.get("answers") is not None]
@@ -37,8 +38,9 @@ def main() -> None:
     share.plot(at, [sum(r["passkeys"]) / 5 for r in seen], "s-", ms=3, color="#c1440e")
     share.set(ylabel="passkeys answered at 256 bytes", ylim=(0, 1.05))
     quality.set_title("evaluation text (never trained on)", fontsize=10)
-    plt.savefig(HERE.parent / "docs" / "demo-training.png", dpi=130)
+    plt.savefig(HERE.parent / "docs" / picture, dpi=130)
 
 
 if __name__ == "__main__":
-    main()
+    draw("demo_training.jsonl", "demo-training.png")
+    draw("demo_mamba2_training.jsonl", "demo-mamba2-training.png")

@@ -2,6 +2,7 @@
 
     python recipes/demo_texts.py build/texts
     python recipes/train_demo.py --texts build/texts --work build/train --export runtime/demo
+    python recipes/train_demo.py --family mamba2 --texts build/texts --work build/train2 --export runtime/demo_mamba2
 
 Seeded; goes on from its checkpoint. Progress is recorded in WORK/curve.jsonl.
 """
@@ -19,12 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from train_data import ANSWER, LEVELS, TEXT, Corpus, mixed_batch, recall_batch
+from train_mamba2 import Shape2
 from train_model import MambaLM, Shape
 
 from longscan.calibrate.passkey import WORDINGS, answer, draw_key
 
 ROWS, SIZE = 64, 256
 RATE, WARMUP, DECAY_SHARE = 3e-3, 100, 0.35
+SHAPES: dict[str, type[Shape]] = {"mamba": Shape, "mamba2": Shape2}
 
 
 def losses(model: MambaLM, ids: Tensor, marks: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +73,7 @@ def export(model: MambaLM, folder: Path) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    exact = ("A_log", ".D", "dt_proj.bias", "norm.weight", "norm_f.weight")
+    exact = ("A_log", ".D", "dt_proj.bias", "dt_bias", "norm.weight", "norm_f.weight")
     tensors = {
         name: (value.float() if name.endswith(exact) else value.half()).contiguous()
         for name, value in model.state_dict().items()
@@ -79,9 +82,10 @@ def export(model: MambaLM, folder: Path) -> None:
     shape = model.shape
     config = {
         "d_model": shape.d_model,
+        "d_intermediate": 0,
         "n_layer": shape.n_layer,
         "vocab_size": shape.vocab_size,
-        "ssm_cfg": {"d_state": shape.d_state, "d_conv": shape.d_conv, "expand": 2},
+        "ssm_cfg": shape.ssm_cfg(),
         "rms_norm": True,
         "residual_in_fp32": True,
         "fused_add_norm": True,
@@ -112,7 +116,7 @@ class Run:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         torch.manual_seed(args.seed)
-        self.model = MambaLM(Shape(args.width, args.layers))
+        self.model = MambaLM(SHAPES[args.family]())
         decayed = [p for n, p in self.model.named_parameters() if p.dim() > 1 and "A_log" not in n]
         plain = [p for n, p in self.model.named_parameters() if p.dim() <= 1 or "A_log" in n]
         groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
@@ -153,8 +157,7 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, required=True, help="folder made by demo_texts.py")
     parser.add_argument("--work", type=Path, required=True, help="checkpoint and curve")
     parser.add_argument("--export", type=Path, help="folder for the finished checkpoint")
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--family", choices=SHAPES, default="mamba")
     parser.add_argument("--steps", type=int, default=1700, help="steps of the mixed stage")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

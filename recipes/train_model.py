@@ -29,6 +29,28 @@ class Shape:
     def dt_rank(self) -> int:
         return math.ceil(self.d_model / 16)
 
+    def mixer(self) -> nn.Module:
+        return Mixer(self)
+
+    def ssm_cfg(self) -> dict[str, object]:
+        """What mamba_ssm calls so in config.json."""
+        return {"d_state": self.d_state, "d_conv": self.d_conv, "expand": 2}
+
+
+def causal_conv(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    """A depthwise convolution of x (B, L, D) as shifted products: faster than torch's on a CPU."""
+    taps = conv.weight[:, 0]
+    width = taps.shape[1]
+    padded, out = F.pad(x, (0, 0, width - 1, 0)), conv.bias
+    for k in range(width):
+        out = torch.addcmul(out, padded[:, k : k + x.shape[1]], taps[:, k])
+    return out
+
+
+def inverse_softplus(x: Tensor) -> Tensor:
+    x = x.clamp(min=1e-4)
+    return x + torch.log(-torch.expm1(-x))
+
 
 class Norm(nn.Module):
     """RMSNorm."""
@@ -55,19 +77,15 @@ class Mixer(nn.Module):
         self.D = nn.Parameter(torch.ones(D))
         self.out_proj = nn.Linear(D, M, bias=False)
         nn.init.uniform_(self.dt_proj.weight, -(R**-0.5), R**-0.5)
-        dt = torch.exp(torch.rand(D) * (math.log(0.1) - math.log(0.001)) + math.log(0.001)).clamp(min=1e-4)
+        dt = torch.exp(torch.rand(D) * (math.log(0.1) - math.log(0.001)) + math.log(0.001))
         with torch.no_grad():
-            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus^-1(dt)
+            self.dt_proj.bias.copy_(inverse_softplus(dt))
             self.out_proj.weight /= math.sqrt(shape.n_layer)
         self.split = [R, N, N]
 
     def forward(self, hidden: Tensor) -> Tensor:
         x, z = self.in_proj(hidden).chunk(2, dim=-1)
-        taps = self.conv1d.weight[:, 0]  # a depthwise convolution as shifted products: faster than torch's on a CPU
-        width = taps.shape[1]
-        padded = F.pad(x, (0, 0, width - 1, 0))
-        x = self.conv1d.bias + sum(padded[:, k : k + x.shape[1]] * taps[:, k] for k in range(width))
-        x = F.silu(x)
+        x = F.silu(causal_conv(x, self.conv1d))
         low_rank, B, C = self.x_proj(x).split(self.split, dim=-1)
         y = scan(x, F.softplus(self.dt_proj(low_rank)), -torch.exp(self.A_log), B, C)
         return self.out_proj((y + self.D * x) * F.silu(z))
@@ -77,7 +95,7 @@ class Block(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.norm = Norm(shape.d_model)
-        self.mixer = Mixer(shape)
+        self.mixer = shape.mixer()
 
     def forward(self, residual: Tensor) -> Tensor:
         return residual + self.mixer(self.norm(residual))

@@ -23,7 +23,7 @@ from .prefill import Output, is_open, prefill
 from .prompts import Ids, as_batch, check_ids
 from .rows import prefill_by_length
 from .sidecar import Sidecar
-from .source import Source, is_hub_id, locate
+from .source import Source, is_hub_id, is_known_anywhere, locate
 from .state import State, read_state
 from .tokenizer import load_tokenizer
 from .weights import Weights, read_weights
@@ -45,8 +45,8 @@ def load(
     """Load a Mamba language model (Mamba-1, Mamba-2 or Falcon-Mamba; Zamba2 and Bamba through transformers) and, if
     given, its sidecar.
 
-    model: `demo`, a local folder, or a Hub id, in the state-spaces or the transformers layout; or the Hub id of a
-        sidecar that `calibrate push` made, alone: the model is then the one it was made for
+    model: `demo`, `demo-mamba2`, a local folder, or a Hub id, in the state-spaces or the transformers layout; or
+        the Hub id of a sidecar that `calibrate push` made, alone: the model is then the one it was made for
     sidecar: a file, a Hub id (`user/name`, `user/name@revision`) or a Sidecar; None is the plain model
     revision: of the Hub repository `model`; of the sidecar's where the model is on disk
     dtype: "auto" is float32 on a CPU and bfloat16 on a GPU; the SSM state is float32 in both
@@ -87,7 +87,7 @@ def _load_plain(
 def _base_model(sidecar: Sidecar, given: str) -> Source:
     """The model a sidecar was made for, from its metadata."""
     name, revision = sidecar.metadata["base_model"], sidecar.metadata["base_model_revision"]
-    if name != "demo" and not is_hub_id(name):
+    if not is_known_anywhere(name):
         raise CheckpointError(
             f"{given} is the sidecar of the local model {name!r}; load that model's folder with sidecar={given!r}"
         )

@@ -1,4 +1,4 @@
-"""Where a model's files are: the bundled demo, a local folder, or a Hub repository."""
+"""Where a model's files are: a bundled demo, a local folder, or a Hub repository."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 from .errors import CheckpointError
 
-DEMO = Path(__file__).parent / "demo"
+HERE = Path(__file__).parent
+BUNDLED = {"demo": HERE / "demo", "demo-mamba2": HERE / "demo_mamba2"}
 SIDECAR_FILE = "sidecar.safetensors"  # its name in a repository that `calibrate push` made
 
 
@@ -48,20 +49,25 @@ def is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
+def is_known_anywhere(name: str) -> bool:
+    """Whether a name finds its model on any machine: bundled, or on the Hub."""
+    return name in BUNDLED or is_hub_id(name)
+
+
 def locate(model: str, revision: str | None = None) -> Source:
-    """Turn MODEL (`demo`, a folder, or a Hub id) into a Source, downloading what is missing.
+    """Turn MODEL (`demo`, `demo-mamba2`, a folder, or a Hub id) into a Source, downloading what is missing.
 
     Raises CheckpointError if there is no such folder or repository, or the Hub cannot be reached.
     """
-    if model == "demo":
-        return Source("demo", "", DEMO)
+    if model in BUNDLED:
+        return Source(model, "", BUNDLED[model])
     path = Path(model).expanduser()
     if path.is_dir():
         return Source(path.resolve().name, "", path)
     if path.is_file():
         raise CheckpointError(f"{model} is a file; give the folder that holds config.json and the weights")
     if not is_hub_id(model):
-        raise CheckpointError(f"no model folder {model!r}; give a folder, a Hub id or demo")
+        raise CheckpointError(f"no model folder {model!r}; give a folder, a Hub id, demo or demo-mamba2")
     folder = download(model, revision, ["config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json"])
     if not any(folder.glob("*.safetensors")):
         folder = download(model, revision, ["config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"])

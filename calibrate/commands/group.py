@@ -73,7 +73,7 @@ def grouped(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 model_options = grouped(
-    click.option("--model", required=True, help="Hub id, local folder, or demo."),
+    click.option("--model", required=True, help="Hub id, local folder, demo or demo-mamba2."),
     click.option("--revision", help="Branch, tag or commit of a Hub model."),
 )
 place_options = grouped(

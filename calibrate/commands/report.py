@@ -90,7 +90,7 @@ def report(
 
 def _analyze(side: Sidecar, model: str | None, texts: str | None, device: str, dtype: str):  # type: ignore[no-untyped-def]
     """(mean distance of every layer at the training length, pictures)."""
-    from ...runtime.source import is_hub_id
+    from ...runtime.source import is_known_anywhere
     from .. import analyze_figures
     from ..analyze import analyze as run
     from ..evaluate import machine
@@ -100,7 +100,7 @@ def _analyze(side: Sidecar, model: str | None, texts: str | None, device: str, d
     from ..texts import read_texts
 
     name = model or side.metadata["base_model"]
-    if model is None and name != "demo" and not is_hub_id(name):
+    if model is None and not is_known_anywhere(name):
         raise UserError(f"the sidecar names the local model {name!r}; give its folder with --model")
     revision = side.metadata["base_model_revision"] or None if model is None else None
     lm = load(name, side, device=device, dtype=dtype, revision=revision)

@@ -42,7 +42,7 @@ def test_shipped_recipe_loads(name: str) -> None:
 
 
 def test_recipe_for_model() -> None:
-    assert recipe_for_model("demo") == "demo"
+    assert recipe_for_model("demo") == recipe_for_model("demo-mamba2") == "demo"
     assert recipe_for_model("someone/else") == "default"
 
 

@@ -1,9 +1,11 @@
-"""The training recipe: the scan's gradients, and that what it exports is the model it trained."""
+"""The training recipe: the scans' gradients, and that what it exports is the model it trained."""
 
 from __future__ import annotations
 
+import json
 import random
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 def _recipes_on_path(monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
     yield
-    for name in ("train_scan", "train_model", "train_data", "train_demo"):
+    for name in ("train_scan", "train_ssd", "train_model", "train_mamba2", "train_data", "train_demo"):
         sys.modules.pop(name, None)
 
 
@@ -47,6 +49,97 @@ def test_scan_and_its_gradients_equal_autograd(relative_rms):
     assert relative_rms(found.detach(), wanted.detach()) < 1e-6
     for a, b in zip(single, double):
         assert relative_rms(a.grad, b.grad) < 1e-6
+
+
+@pytest.mark.parametrize("length", [16, 45])
+def test_ssd_and_its_gradients_equal_the_recurrence(relative_rms, length):
+    from train_ssd import ssd
+
+    g = torch.Generator().manual_seed(0)
+    B, H, P, N = 2, 3, 4, 5
+    given = [
+        torch.randn(B, length, H, P, generator=g),
+        torch.rand(B, length, H, generator=g) * 2,
+        -torch.rand(H, generator=g) * 16,
+        torch.randn(B, length, N, generator=g),
+        torch.randn(B, length, N, generator=g),
+    ]
+    single = [t.clone().requires_grad_() for t in given]
+    double = [t.double().requires_grad_() for t in given]
+    x, delta, A, B_, C = double
+    h, ys = torch.zeros(B, H, P, N, dtype=torch.float64), []
+    for t in range(length):
+        step = (delta[:, t, :, None] * x[:, t])[..., None] * B_[:, t, None, None]
+        h = torch.exp(delta[:, t] * A)[..., None, None] * h + step
+        ys.append((h * C[:, t, None, None]).sum(-1))
+    wanted = torch.stack(ys, 1)
+    found = ssd(*single)
+    weight = torch.randn(B, length, H, P, generator=g)
+    (found * weight).sum().backward()
+    (wanted * weight).sum().backward()
+    assert relative_rms(found.detach(), wanted.detach()) < 1e-6
+    for a, b in zip(single, double):
+        assert relative_rms(a.grad, b.grad) < 5e-5  # A's is a sum of large terms that cancel
+
+
+def exported_mamba2(folder):
+    """A small random Mamba-2 that float16 on disk can hold, and its checkpoint in `folder`."""
+    from train_demo import export
+    from train_mamba2 import Shape2
+    from train_model import MambaLM
+
+    torch.manual_seed(0)
+    model = MambaLM(Shape2(d_model=32, n_layer=2)).half().float()
+    export(model, folder)
+    return model
+
+
+def test_exported_mamba2_in_transformers(tmp_path, relative_rms):
+    from safetensors.torch import load_file
+    from transformers import Mamba2Config, Mamba2ForCausalLM
+
+    model = exported_mamba2(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    ssm = config["ssm_cfg"]
+    theirs = Mamba2ForCausalLM(
+        Mamba2Config(
+            hidden_size=config["d_model"],
+            num_hidden_layers=config["n_layer"],
+            vocab_size=config["vocab_size"],
+            state_size=ssm["d_state"],
+            conv_kernel=ssm["d_conv"],
+            expand=ssm["expand"],
+            head_dim=ssm["headdim"],
+            num_heads=config["d_model"] * ssm["expand"] // ssm["headdim"],
+            n_groups=ssm["ngroups"],
+            tie_word_embeddings=True,
+            chunk_size=16,
+        )
+    ).eval()
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["backbone.embeddings.weight"] = tensors.pop("backbone.embedding.weight")
+    missing, unexpected = theirs.load_state_dict({n: t.float() for n, t in tensors.items()}, strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight"}
+    theirs.tie_weights()
+    ids = torch.randint(0, 256, (2, 45))
+    with torch.no_grad():
+        assert relative_rms(model(ids), theirs(ids).logits) < 1e-4
+
+
+def test_exported_mamba2_has_the_names_and_shapes_of_mamba_ssm(tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", types.ModuleType("selective_scan_cuda"))
+    from mamba_ssm.models.config_mamba import MambaConfig
+    from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
+
+    exported_mamba2(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["train_length"]  # ours
+    theirs = MambaLMHeadModel(MambaConfig(**config), device="cpu").state_dict()
+    ours = load_file(tmp_path / "model.safetensors")
+    assert theirs.pop("lm_head.weight").shape == ours["backbone.embedding.weight"].shape  # tied
+    assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
 
 
 def test_exported_checkpoint_is_the_trained_model(tmp_path, relative_rms):
