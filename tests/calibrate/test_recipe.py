@@ -21,7 +21,8 @@ from longscan.calibrate.recipe import (
 )
 
 NAMES = ["default", "demo", *(f"mamba-{size}" for size in ("1.4b", "130m", "2.8b", "370m", "790m"))]
-NAMES += ["paper-decimamba", "paper-longmamba"]
+NAMES += [f"mamba2-{size}" for size in ("1.3b", "130m", "2.7b", "370m", "780m")]
+NAMES += ["falcon-mamba-7b", "zamba2-1.2b", "paper-decimamba", "paper-longmamba"]
 
 
 def test_the_shipped_recipes() -> None:
@@ -36,7 +37,7 @@ def test_shipped_recipe_loads(name: str) -> None:
     values = json.loads(to_json(recipe))
     assert list(values) == sorted(field.name for field in dataclasses.fields(Recipe))
     assert hash(recipe) == hash(load_recipe(name)) and to_json(recipe) == to_json(load_recipe(name))
-    if name.startswith("mamba-"):
+    if name.startswith(("mamba-", "mamba2-")):
         assert recipe.train_length == 2048 and recipe.target_lengths(2048) == [1024 * k for k in (4, 8, 16, 32, 64)]
         assert recipe_for_model(f"state-spaces/{name}") == recipe_for_model(f"state-spaces/{name}-hf") == name
 
@@ -44,6 +45,11 @@ def test_shipped_recipe_loads(name: str) -> None:
 def test_recipe_for_model() -> None:
     assert recipe_for_model("demo") == recipe_for_model("demo-mamba2") == "demo"
     assert recipe_for_model("someone/else") == "default"
+    assert recipe_for_model("tiiuae/falcon-mamba-7b") == "falcon-mamba-7b"
+    assert load_recipe("falcon-mamba-7b").train_length == 8192
+    assert recipe_for_model("Zyphra/Zamba2-1.2B") == "zamba2-1.2b"
+    zamba2 = load_recipe("zamba2-1.2b")
+    assert (zamba2.train_length, zamba2.method) == (4000, "filter")
 
 
 def test_an_empty_recipe_is_the_defaults() -> None:
@@ -130,6 +136,10 @@ def test_longmamba_as_published() -> None:
     row = published_filter(recipe, "state-spaces/mamba-1.4b-hf", 2048)
     assert (row.theta, row.clamp, row.start) == (1e-30, 0.2, 3000)
     assert row.table == tuple(1000 * k for k in thousands), "a published row is never scaled"
+    for model, theta, L in (("state-spaces/mamba2-1.3b", 5e-2, 2000), ("Zyphra/Zamba2-1.2B", 1e-5, 4000)):
+        found = published_filter(recipe, model, 2048)
+        assert (found.theta, found.clamp, found.table) == (theta, 0.05, row.table)
+        assert recipe_train_length(recipe, model) == L
     other = published_filter(recipe, "demo", 256)
     assert (other.theta, other.clamp, other.start) == (1e-30, 0.2, 384)
     assert other.table == tuple(128 * k for k in thousands)
