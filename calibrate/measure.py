@@ -14,7 +14,7 @@ from ..runtime.plan import LayerPlan
 from . import heads
 from .console import progress
 from .journal import Journal
-from .published_fit import published_g
+from .published_fit import clamp_top, published_g
 from .sketch import DeltaSketch, exact_values
 from .world import ALONE, World
 
@@ -122,7 +122,9 @@ class Measure:
         delta = w.positive(inputs.delta)
         found.sketch.add(delta.flatten(0, 1))
         rows = slice(self.first, self.first + len(delta))
-        found.log_decay[rows] = log_decay(delta, A)
+        clamp = self._published[1] if self._published and A.dim() == 1 else None  # as published, for Mamba-2 alone
+        clamped = delta if clamp is None else torch.stack([clamp_top(one, clamp) for one in delta])
+        found.log_decay[rows] = log_decay(clamped, A)
         found.mean_distance[rows] = mean_distance(delta, A, inputs.B.float(), inputs.C[:, -1].float())
         if self._published is not None:
             lengths, C = self._published

@@ -73,6 +73,21 @@ def random_mamba2_tensors(
     return tensors
 
 
+MAMBA2 = {"layer": "Mamba2", "headdim": 8, "ngroups": 2}  # ssm_cfg of the tensors above
+
+
+def write_falcon(folder: Path, tensors: dict[str, Tensor], **config: object) -> Path:
+    """As tiiuae/falcon-mamba-7b lies on the Hub: a Mamba-1's tensors, transformers' names, model_type falcon_mamba."""
+    folder.mkdir(parents=True, exist_ok=True)
+    V, M = tensors["backbone.embedding.weight"].shape
+    n_layer = sum(name.endswith("A_log") for name in tensors)
+    values = {"model_type": "falcon_mamba", "hidden_size": M, "num_hidden_layers": n_layer, "vocab_size": V, **config}
+    (folder / "config.json").write_text(json.dumps(values))
+    renamed = {name.replace("embedding.weight", "embeddings.weight"): t for name, t in tensors.items()}
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def state_spaces_config(tensors: dict[str, Tensor], **more: object) -> dict[str, object]:
     V, M = tensors["backbone.embedding.weight"].shape
     return {

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from longscan.calibrate.commands import cli
 from longscan.runtime import Sidecar, attach, load
-from longscan.runtime.source import DEMO
+from longscan.runtime.source import BUNDLED
 
 from ..runtime.attach.models import build
 from .conftest import DEMO_TEXT
@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
     """A Zamba2 over bytes, its recipe and a text."""
     folder = tmp_path_factory.mktemp("tiny-zamba2")
     build("zamba2", vocab_size=256).save_pretrained(folder)
-    shutil.copy(DEMO / "tokenizer.json", folder)
+    shutil.copy(BUNDLED["demo"] / "tokenizer.json", folder)
     (folder / "tiny.yaml").write_text(RECIPE)
     (folder / "novel.txt").write_text(DEMO_TEXT.read_text()[:20000])
     return folder
