@@ -27,7 +27,8 @@ def test_both_jobs_at_the_training_length():
 @pytest.mark.parametrize("length", [2048])
 def test_a_quick_calibration_repairs_what_plain_loses(tmp_path, length):
     out = tmp_path / "demo.st"
-    call("run", "--model", "demo", "--lengths", length, "--samples", 8, "--out", out, "--json")
+    document = call("run", "--model", "demo", "--lengths", length, "--samples", 8, "--out", out, "--json")
+    assert 0 < document["cost"] < 40
     base = ("eval", "--model", "demo", "--sidecar", out, "--lengths", length, "--methods", "none,auto", "--json")
     plain, auto = call(*base, "--task", "passkey", "--windows", 4)["rows"]
     assert plain["value"] < 0.5 and auto["value"] >= 0.95
