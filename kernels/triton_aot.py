@@ -28,7 +28,7 @@ from .triton_scores import scores
 from .triton_sketch import SKETCH_CONFIG, sketch
 from .triton_ssd import ssd_carry, ssd_outputs, ssd_states, ssd_token
 from .triton_ssd_backend import CARRY_CONFIG as SSD_CARRY_CONFIG
-from .triton_ssd_backend import CHUNK, OUTPUTS_CONFIG, STATES_CONFIG, TOKEN_CONFIG, products, tile
+from .triton_ssd_backend import CHUNK, OUTPUTS_CONFIG, STATES_CONFIG, TOKEN_CONFIG, products, states_products, tile
 from .triton_step import step
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
@@ -130,9 +130,12 @@ def ssd_variants(cuda: bool = True) -> Iterator[Variant]:
         flags: dict[str, Any] = {f"HAS_{option}": option in given for option in OPTIONS}
         flags |= {"SOFTPLUS": True, "D_WIDE": every, "LIMITED": every}
         flags |= products(P, N, torch.float32 if dtype == "fp32" else torch.bfloat16, cuda)
-        block = flags["Q"] * flags["BLOCK_P"] * N / LANES
-        for name, kernel, config in (("states", ssd_states, STATES_CONFIG), ("outputs", ssd_outputs, OUTPUTS_CONFIG)):
-            used = {k: v for k, v in flags.items() if k in kernel.arg_names}
+        for name, kernel, config, sizes in (
+            ("states", ssd_states, STATES_CONFIG, states_products(flags)),
+            ("outputs", ssd_outputs, OUTPUTS_CONFIG, flags),
+        ):
+            used = {k: v for k, v in sizes.items() if k in kernel.arg_names}
+            block = used["Q"] * used["BLOCK_P"] * N / LANES
             warps, stages = config["num_warps"], config["num_stages"]
             yield Variant(f"ssd_scan:{name}{kind}", kernel, used, warps, block / warps, True, stages, dtype)
 

@@ -36,6 +36,11 @@ def products(P: int, N: int, dtype: torch.dtype, cuda: bool) -> dict[str, Any]:
     return sizes | {"Q": 64 if cuda and N <= 128 else 32, "K": sizes["BLOCK_N"], "PRECISION": "ieee"}
 
 
+def states_products(sizes: dict[str, Any]) -> dict[str, Any]:
+    """The same for `ssd_states`, which keeps all states and so has registers for fewer tokens."""
+    return {k: v for k, v in sizes.items() if k != "K"} | {"Q": min(sizes["Q"], 32)}
+
+
 def ssd_scan(
     x: Tensor,
     delta: Tensor,
@@ -62,7 +67,6 @@ def ssd_scan(
         last = torch.zeros(batch, heads, P, N, dtype=torch.float32, device=x.device)
         return y, last if initial_state is None else last.copy_(initial_state)
     sizes = products(P, N, x.dtype, not torch.version.hip)
-    states_sizes = {k: v for k, v in sizes.items() if k != "K"}
     columns = heads * triton.cdiv(P, sizes["BLOCK_P"])
     chunks = triton.cdiv(steps, CHUNK)
     x, delta, B, C = (_dense_rows(t) for t in (x, delta, B, C))
@@ -77,7 +81,7 @@ def ssd_scan(
         *x.stride()[:3], *delta.stride()[:2], *B.stride()[:3], sg_b, L, steps, heads, heads // groups, chunks,
         *delta_limit, HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, LIMITED=delta_limit != (0.0, math.inf),
         HAS_THRESHOLD=threshold is not None, HAS_SCALE=scale is not None, HAS_INDEX=index is not None,
-        HAS_MASK=mask is not None, **states_sizes, **STATES_CONFIG, **FUSED,
+        HAS_MASK=mask is not None, **states_products(sizes), **STATES_CONFIG, **FUSED,
     )  # fmt: skip
     initial = None if initial_state is None else initial_state.float().contiguous()
     last = torch.empty(batch, heads, P, N, dtype=torch.float32, device=x.device)
