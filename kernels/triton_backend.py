@@ -171,7 +171,7 @@ def causal_conv1d(
         return y, x.new_zeros(batch, channels, W - 1) if before is None else before.clone()
     last = torch.empty(batch, channels, W - 1, dtype=x.dtype, device=x.device)
     x, CH = _dense_rows(x), _together(channels)
-    conv_silu[(triton.cdiv(channels, WARP * CH), triton.cdiv(L, CONV_CONFIG["BLOCK_T"]), batch)](
+    conv_silu[(triton.cdiv(L, CONV_CONFIG["BLOCK_T"]), triton.cdiv(channels, WARP * CH), batch)](
         x, weight.contiguous(), bias, before, None if mask is None else mask.contiguous(), y, last,
         *x.stride()[:2], L, channels,
         HAS_BIAS=bias is not None, HAS_BEFORE=before is not None, HAS_MASK=mask is not None,

@@ -17,7 +17,8 @@ def conv_silu(
 ):  # fmt: skip
     """x: any row and time strides, channels side by side, CH divides them. Contiguous: weight (D, W), before and last
     (B, D, W-1), mask (B, L), y (B, L, D). EVEN: the channels fill whole programs."""
-    i_d, i_t, i_b = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    # Tokens go along the grid's first axis: the others end at 65535.
+    i_t, i_d, i_b = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     o_d = (i_d * LANES + tl.arange(0, LANES)[:, None, None]) * CH + tl.arange(0, CH)[None, None, :]
     m_d = o_d < channels
     begin = (i_t * BLOCK_T).to(tl.int32)
