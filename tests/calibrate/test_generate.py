@@ -62,8 +62,8 @@ def test_a_step_reads_each_weight_once(demo):
 
     w = demo.weights
     assert w.head is w.embedding  # tied: read once, as the head
-    stored = 4 * sum(t.numel() for t in (w.embedding, w.norm, *(vars(w.layers[0]).values())) if t is not None)
-    each = 4 * sum(t.numel() for t in vars(w.layers[0]).values() if t is not None)
+    each = 4 * sum(t.numel() for t in vars(w.layers[0]).values() if isinstance(t, torch.Tensor))
+    stored = 4 * (w.embedding.numel() + w.norm.numel()) + each
     assert weight_bytes(w) == stored + each * (len(w.layers) - 1)
     state = demo.prefill(torch.tensor([[1]])).state
     assert state_bytes(demo) == 4 * (state.conv.numel() + state.ssm.numel())

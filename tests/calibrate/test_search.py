@@ -41,7 +41,7 @@ class Known(Arena):
 
 def search(loss, recipe: str) -> Search:
     layers = [layer(i) for i in range(N_LAYER)]
-    lm = SimpleNamespace(weights=SimpleNamespace(layers=layers))
+    lm = SimpleNamespace(weights=SimpleNamespace(layers=layers), hybrid=False)
     tables = Tables(layers, L, lambda *_: pytest.fail("no sweep was asked for"))
     windows = torch.zeros(8, LENGTHS[-1], dtype=torch.int64)
     arena = Known(lm, tables, "perplexity", windows, {}, 8, 4096, Journal(None, "", False))
