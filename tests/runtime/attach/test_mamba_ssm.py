@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from importlib.util import find_spec
-from types import ModuleType
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ import torch
 from longscan.runtime import attach, detach, load
 
 from ...checkpoints import make_sidecar
+from ...mamba_ssm_peer import importable
 from .models import lively
 
 pytestmark = pytest.mark.skipif(find_spec("mamba_ssm") is None, reason="needs mamba_ssm")
@@ -19,15 +18,9 @@ pytestmark = pytest.mark.skipif(find_spec("mamba_ssm") is None, reason="needs ma
 
 @pytest.fixture(scope="module")
 def mamba_ssm():
-    """The library, imported for this file alone: transformers would take its GPU kernels for usable."""
-    before = set(sys.modules)
-    sys.modules["selective_scan_cuda"] = ModuleType("selective_scan_cuda")
-    import mamba_ssm
-
-    yield mamba_ssm
-    for name in set(sys.modules) - before:
-        if name.split(".")[0] in ("mamba_ssm", "selective_scan_cuda"):
-            del sys.modules[name]
+    """The library, imported for this file alone."""
+    with importable() as library:
+        yield library
 
 
 class NoEvent:
