@@ -44,7 +44,9 @@ class Commands(click.Group):
         try:
             sys.exit(super().main(*args, **{**kwargs, "standalone_mode": False}))
         except click.ClickException as error:
-            click.echo(f"Error: {error.format_message()}", err=True)
+            # A group without a command raises its help, in the versions of click that raise at all.
+            helped = isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ()))
+            click.echo(error.format_message() if helped else f"Error: {error.format_message()}", err=True)
             sys.exit(error.exit_code)
         except (click.Abort, KeyboardInterrupt):
             click.echo("Error: interrupted; run the same command again to go on", err=True)

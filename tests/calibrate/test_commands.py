@@ -250,3 +250,9 @@ def test_out_of_memory_stops_with_advice_and_keeps_the_batch(folder, text, tmp_p
         "Error: out of memory; give a smaller measure.batch_tokens in the recipe, or shorter --lengths"
     )
     assert len(tokens) == 1 and not out.exists() and forward.run_layers is not full  # not tried again with less
+
+
+@pytest.mark.parametrize("group", [(), ("recipes",)])
+def test_a_group_without_a_command_shows_its_help(group):
+    result = CliRunner().invoke(cli, list(group))
+    assert result.output.startswith("Usage: ") and "Commands:" in result.output
