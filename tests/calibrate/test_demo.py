@@ -1,4 +1,4 @@
-"""The demo model's promise: both jobs at L, an honest failure beyond it, and a calibration that repairs it."""
+"""The demo models' promise: both jobs at L, an honest failure beyond it, and a calibration that repairs it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from click.testing import CliRunner
 
 from longscan.calibrate.commands import cli
 
+MODELS = ["demo", "demo-mamba2"]
+
 
 def call(*arguments):
     result = CliRunner().invoke(cli, [str(a) for a in arguments])
@@ -17,19 +19,21 @@ def call(*arguments):
     return json.loads(result.stdout)
 
 
-def test_both_jobs_at_the_training_length():
-    text = call("eval", "--model", "demo", "--lengths", 256, "--windows", 256, "--json")
+@pytest.mark.parametrize("model", MODELS)
+def test_both_jobs_at_the_training_length(model):
+    text = call("eval", "--model", model, "--lengths", 256, "--windows", 256, "--json")
     assert math.log2(text["rows"][0]["value"]) <= 2.1
-    keys = call("eval", "--model", "demo", "--lengths", 256, "--task", "passkey", "--json")
+    keys = call("eval", "--model", model, "--lengths", 256, "--task", "passkey", "--json")
     assert min(keys["rows"][0]["depths"].values()) >= 0.99
 
 
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("length", [2048])
-def test_a_quick_calibration_repairs_what_plain_loses(tmp_path, length):
+def test_a_quick_calibration_repairs_what_plain_loses(tmp_path, model, length):
     out = tmp_path / "demo.st"
-    document = call("run", "--model", "demo", "--lengths", length, "--samples", 8, "--out", out, "--json")
+    document = call("run", "--model", model, "--lengths", length, "--samples", 8, "--out", out, "--json")
     assert 0 < document["cost"] < 40
-    base = ("eval", "--model", "demo", "--sidecar", out, "--lengths", length, "--methods", "none,auto", "--json")
+    base = ("eval", "--model", model, "--sidecar", out, "--lengths", length, "--methods", "none,auto", "--json")
     plain, auto = call(*base, "--task", "passkey", "--windows", 4)["rows"]
     assert plain["value"] < 0.5 and auto["value"] >= 0.95
     plain, auto = call(*base, "--windows", 64)["rows"]
