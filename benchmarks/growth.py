@@ -84,7 +84,7 @@ def fresh_perplexity(plain: LM, text: Tensor, window: int) -> float:
 
 
 def teacher_forced(lm: LM, text: Tensor, out: Path | None, tokens: int) -> None:
-    train_length = lm.sidecar.train_length  # type: ignore[union-attr]
+    train_length = lm.sidecar.train_length
     starts = [k * (len(text) // ROWS) for k in range(ROWS)]
     ids = torch.stack([text[start : start + tokens] for start in starts])
     found = {name: losses(lm, ids, method) for name, method in SETTINGS.items()}
@@ -99,7 +99,7 @@ def teacher_forced(lm: LM, text: Tensor, out: Path | None, tokens: int) -> None:
 
 
 def free_running(lm: LM, text: Tensor, out: Path | None, tokens: int) -> None:
-    plain, L = load("demo"), lm.sidecar.train_length  # type: ignore[union-attr]
+    plain, L = load("demo"), lm.sidecar.train_length
     prompt = torch.stack([text[k * (len(text) // ROWS) :][:L] for k in range(ROWS)])
     made = {name: generated(lm, name == "filtered", prompt, tokens) for name in SETTINGS}
     rows = []

@@ -109,7 +109,7 @@ def decode(folder: str) -> None:
 def shares(profile: cProfile.Profile, seconds: float) -> dict[str, float]:
     """Share of the prefill's time in the kernels and the matrix products."""
     found = dict.fromkeys(KERNELS.values(), 0.0)
-    for (file, _, name), (_, _, _, cumulative, _) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
+    for (file, _, name), (_, _, _, cumulative, _) in pstats.Stats(profile).stats.items():
         if name in KERNELS and (file == "~" or file.endswith("api.py")):
             found[KERNELS[name]] += cumulative / seconds
     return found

@@ -26,13 +26,13 @@ def retried(step: Callable[[], T], what: str) -> T:
     return step()
 
 
-def status(error: BaseException) -> int | None:
+def status(error: BaseException | None) -> int | None:
     """The HTTP status behind an error of huggingface_hub, looking through what it was raised from."""
     while error is not None:
         response = getattr(error, "response", None)
         if response is not None:
             return int(response.status_code)
-        error = error.__cause__  # type: ignore[assignment]
+        error = error.__cause__
     return None
 
 

@@ -194,8 +194,9 @@ class Search:
         found = {}
         for length in progress(self.lengths, "decimation by length", unit="length"):
             fits = [c for c in ranked if c.decimate and max(c.decimate.keep()) < length]
-            if not fits:  # always carry a usable one, so that it can be forced
-                smallest = replace(ranked[0].decimate, base=self.L // 2)  # type: ignore[type-var]
+            best = ranked[0].decimate
+            if not fits and best:  # always carry a usable one, so that it can be forced
+                smallest = replace(best, base=self.L // 2)
                 fits = [Candidate(decimate=smallest)]
             found[length] = self.arena.halving(fits, length, survivors=3)
         return found
@@ -238,7 +239,8 @@ class Search:
         even = [ScalePick(power, 1.0, (power,) * n_layer) for power in (0.0, *recipe.powers)]
         best = self.arena.halving([Candidate(scale=pick) for pick in even], length)[0]
         for _ in self._blocks():
-            powers, tried = best.scale.powers, [best]  # type: ignore[union-attr]
+            assert best.scale is not None
+            powers, tried = best.scale.powers, [best]
             for block in self._blocks():
                 for step in (-0.25, 0.25):
                     moved = tuple(p + step if i in block else p for i, p in enumerate(powers))

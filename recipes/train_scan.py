@@ -22,15 +22,15 @@ _LOG2E = np.float32(1.4426950408889634)
 
 
 @intrinsic
-def _as_float(context, bits):  # type: ignore[no-untyped-def]
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+def _as_float(context, bits):
+    def codegen(context, builder, signature, args):
         return builder.bitcast(args[0], ir.FloatType())
 
     return types.float32(types.int32), codegen
 
 
 @njit(inline="always", fastmath=True)
-def _exp2(x):  # type: ignore[no-untyped-def]
+def _exp2(x):
     """2^x for x <= 0, to 1.3e-7: round, then a polynomial on [-0.5, 0.5]."""
     x = max(x, np.float32(-125.0))
     i = np.int32(x - np.float32(0.5))
@@ -46,7 +46,7 @@ def _exp2(x):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, fastmath=True, cache=True, error_model="numpy")
-def _forward(u, delta, A2, B, C, y):  # type: ignore[no-untyped-def]
+def _forward(u, delta, A2, B, C, y):
     rows, L, D = u.shape
     N = B.shape[2]
     blocks = D // LANES
@@ -76,7 +76,7 @@ def _forward(u, delta, A2, B, C, y):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, fastmath=True, cache=True, error_model="numpy")
-def _backward(u, delta, A, B, C, dy, du, ddelta, dA, dB, dC):  # type: ignore[no-untyped-def]
+def _backward(u, delta, A, B, C, dy, du, ddelta, dA, dB, dC):
     rows, L, D = u.shape
     N = B.shape[2]
     blocks = D // LANES
@@ -147,7 +147,7 @@ class SelectiveScan(torch.autograd.Function):
     """scan(u, delta, A, B, C) -> y; float32, contiguous, zero initial state. delta is after the softplus."""
 
     @staticmethod
-    def forward(ctx, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
+    def forward(ctx, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
         u, delta, B, C = (t.contiguous() for t in (u, delta, B, C))
         if u.shape[2] % LANES:
             raise ValueError(f"the training scan takes channels in multiples of {LANES}, found {u.shape[2]}")
@@ -158,7 +158,7 @@ class SelectiveScan(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, dy: Tensor):  # type: ignore[no-untyped-def, override]
+    def backward(ctx, dy: Tensor):
         u, delta, A, B, C = ctx.saved_tensors
         du, ddelta = torch.empty_like(u), torch.empty_like(u)
         dA = torch.empty(u.shape[0], *A.shape)

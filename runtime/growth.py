@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from .plan import LayerPlan, Plan
-from .prefill import layer_plans, plan_at
+from .prefill import Layered, layer_plans, plan_at
 from .sidecar import Sidecar
 from .state import State
-from .weights import Weights
 
 _AN_OCTAVE = 8  # cells
 _OCTAVES = 40
@@ -30,7 +29,7 @@ _REMEMBERED = 64  # resolved plans
 class Growth:
     """A sidecar read at growing lengths, for one model."""
 
-    def __init__(self, sidecar: Sidecar, weights: Weights):
+    def __init__(self, sidecar: Sidecar, weights: Layered):
         self._sidecar, self._weights = sidecar, weights
         self._resolved: dict[tuple[Plan, int, str, int], list[LayerPlan]] = {}
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -42,7 +42,16 @@ class Output:
     plan: Plan | tuple[Plan, ...]
 
 
-def layer_plans(plans: tuple[Plan, ...], sidecar: Sidecar | None, weights: Weights, protected: int) -> list[LayerPlan]:
+class Layered(Protocol):
+    """What a plan needs to know of a model: how many layers, and where its tensors lie."""
+
+    @property
+    def layers(self) -> Sequence[object]: ...
+    @property
+    def embedding(self) -> Tensor: ...
+
+
+def layer_plans(plans: tuple[Plan, ...], sidecar: Sidecar | None, weights: Layered, protected: int) -> list[LayerPlan]:
     """Resolve plans (one, or one a row) into what each layer needs, on the model's device."""
     n_layer, device = len(weights.layers), weights.embedding.device
     if sidecar is None or all(plan.method == "none" for plan in plans):

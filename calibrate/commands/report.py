@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ...runtime import Sidecar, load
 from ..errors import UserError
 from .group import cli, json_option, place_options
+
+if TYPE_CHECKING:
+    from ..plots import Picture
 
 
 @cli.command()
@@ -61,7 +65,8 @@ def report(
     side, data = Sidecar.read(path), path.read_bytes()
     run = None if run_file is None else read_run(run_file, data)
     documents = [eval_figures.read_eval(file) for file in evals]
-    distance, analyzed = None, []
+    distance: list[float] | None = None
+    analyzed: list[Picture] = []
     if analyze:
         distance, analyzed = _analyze(side, model, texts, device, dtype)
     groups = [
@@ -88,7 +93,9 @@ def report(
         click.echo(f"wrote {out} ({len(names)} figures)" + (f" and {figures}" if written else ""))
 
 
-def _analyze(side: Sidecar, model: str | None, texts: str | None, device: str, dtype: str):  # type: ignore[no-untyped-def]
+def _analyze(
+    side: Sidecar, model: str | None, texts: str | None, device: str, dtype: str
+) -> tuple[list[float], list[Picture]]:
     """(mean distance of every layer at the training length, pictures)."""
     from ...runtime.source import is_known_anywhere
     from .. import analyze_figures

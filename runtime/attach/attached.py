@@ -67,7 +67,7 @@ class Attached:
     def read_with(self, sidecar: Sidecar | None, method: str, filter_decode: bool) -> None:
         """What the next call reads with; the model stays attached."""
         if sidecar is None or sidecar is not self.sidecar:
-            self._growth = None if sidecar is None else Growth(sidecar, self.view)  # type: ignore[arg-type]
+            self._growth = None if sidecar is None else Growth(sidecar, self.view)
         self.sidecar, self.method, self.filter_decode = sidecar, method, filter_decode
 
     def detach(self) -> None:
@@ -146,7 +146,7 @@ class Attached:
         keep = asked.get("logits_to_keep", asked.get("num_last_tokens", 0))
         self._protected = max(1, keep if isinstance(keep, int) else L)
         self._decide(hidden, mask, state, fresh, (state.length + new).tolist(), asked)
-        self._plans = layer_plans(state.plans, self.sidecar, self.view, self._protected)  # type: ignore[arg-type]
+        self._plans = layer_plans(state.plans, self.sidecar, self.view, self._protected)
         offsets = torch.arange(L).expand(batch, L) if mask is None else mask.cpu().long().cumsum(1) - 1
         positions = state.length[:, None] + offsets
         self.positions = positions if mask is None else positions.where(mask.cpu(), -1)
