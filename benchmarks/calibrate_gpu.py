@@ -11,48 +11,13 @@ H200.
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import random
 import shutil
 from pathlib import Path
 
 import torch
 from demo import calibrate
-from safetensors.torch import save_file
-from torch import Tensor
-
-CONFIG = {
-    "d_model": 2048, "n_layer": 48, "vocab_size": 50277, "ssm_cfg": {}, "rms_norm": True, "residual_in_fp32": True,
-    "fused_add_norm": True, "pad_vocab_size_multiple": 8, "tie_embeddings": True,
-}  # fmt: skip
-N, W = 16, 4
-
-
-def weights(M: int, n_layer: int, V: int) -> dict[str, Tensor]:
-    """A state-spaces checkpoint as Mamba initialises it, in bfloat16 but for what the scan reads."""
-    g, D, R = torch.Generator().manual_seed(0), 2 * M, M // 16
-
-    def matrix(rows: int, columns: int) -> Tensor:
-        return (torch.randn(rows, columns, generator=g) / math.sqrt(columns)).bfloat16()
-
-    found = {"backbone.embedding.weight": matrix(V, M), "backbone.norm_f.weight": torch.ones(M)}
-    for i in range(n_layer):
-        dt = torch.exp(torch.rand(D, generator=g) * math.log(100) + math.log(1e-3))
-        layer = {
-            "norm.weight": torch.ones(M),
-            "mixer.in_proj.weight": matrix(2 * D, M),
-            "mixer.conv1d.weight": torch.randn(D, 1, W, generator=g) / math.sqrt(W),
-            "mixer.conv1d.bias": torch.zeros(D),
-            "mixer.x_proj.weight": matrix(R + 2 * N, D),
-            "mixer.dt_proj.weight": matrix(D, R),
-            "mixer.dt_proj.bias": dt + torch.log(-torch.expm1(-dt)),
-            "mixer.A_log": torch.log(torch.arange(1.0, N + 1)).expand(D, N).contiguous(),
-            "mixer.D": torch.ones(D),
-            "mixer.out_proj.weight": matrix(M, D) / math.sqrt(n_layer),
-        }
-        found |= {f"backbone.layers.{i}.{name}": t for name, t in layer.items()}
-    return found
+from shapes import write_state_spaces
 
 
 def novel(path: Path, characters: int) -> None:
@@ -76,9 +41,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/calibrate-gpu"))
     args = parser.parse_args()
     model, text = args.out / "random-mamba", args.out / "novel.txt"
-    model.mkdir(parents=True, exist_ok=True)
-    (model / "config.json").write_text(json.dumps({**CONFIG, "d_model": args.d_model, "n_layer": args.layers}))
-    save_file(weights(args.d_model, args.layers, 50280), model / "model.safetensors")
+    write_state_spaces(model, args.d_model, args.layers, 50280)
     shutil.copyfile(args.tokenizer, model / "tokenizer.json")
     novel(text, 8_000_000)
     more = ["--lengths", args.lengths] if args.lengths else []

@@ -7,7 +7,6 @@ Decode: one token at batch 1, all layers in one CUDA graph; the bound is the byt
 from __future__ import annotations
 
 import csv
-import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from shapes import write_state_spaces
 from static_cost import BANDWIDTH
 from timing import machine, quantiles
 from torch import Tensor
@@ -28,37 +27,6 @@ from longscan.runtime.state import State
 
 COLUMNS = ("model", "what", "tokens", "low_ms", "median_ms", "high_ms", "bound_ms")
 M, LAYERS, TOKENS, DECIMATE, KEEP = 2048, 48, 65536, 12, 4000
-
-
-def checkpoint(folder: Path, M: int, n_layer: int, V: int, device: str) -> dict[str, Tensor]:
-    """Random weights by state-spaces names, written to `folder` and returned."""
-    g, D, R, N = torch.Generator(device).manual_seed(0), 2 * M, -(-M // 16), 16
-
-    def rand(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=g, device=device) * shape[-1] ** -0.5
-
-    one = torch.ones(M, device=device)
-    tensors = {"backbone.embedding.weight": rand(V, M), "backbone.norm_f.weight": one.clone()}
-    for i in range(n_layer):
-        p = f"backbone.layers.{i}."
-        tensors |= {
-            p + "norm.weight": one.clone(),
-            p + "mixer.in_proj.weight": rand(2 * D, M),
-            p + "mixer.conv1d.weight": rand(D, 1, 4),
-            p + "mixer.conv1d.bias": torch.zeros(D, device=device),
-            p + "mixer.x_proj.weight": rand(R + 2 * N, D),
-            p + "mixer.dt_proj.weight": rand(D, R),
-            p + "mixer.dt_proj.bias": torch.expm1(torch.logspace(-3, -1, D, device=device)).log(),
-            p + "mixer.A_log": torch.arange(1.0, N + 1, device=device).log().repeat(D, 1),
-            p + "mixer.D": torch.ones(D, device=device),
-            p + "mixer.out_proj.weight": rand(M, D),
-        }
-    tensors = {k: v if k.endswith(("A_log", ".D", "dt_proj.bias")) else v.bfloat16() for k, v in tensors.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = {"d_model": M, "n_layer": n_layer, "vocab_size": V, "ssm_cfg": {}, "rms_norm": True}
-    config |= {"residual_in_fp32": True, "fused_add_norm": True, "pad_vocab_size_multiple": 8}
-    (folder / "config.json").write_text(json.dumps(config))
-    return tensors
 
 
 def peer_prefill(tensors: dict[str, Tensor], n_layer: int) -> Callable[[Tensor], Tensor] | None:
@@ -129,7 +97,7 @@ def whole_models(path: Path, device: str, tiny: bool = False) -> None:
         print(f"{name} {what}: {median:.3f} ms ({low:.3f} to {high:.3f})" + (f", bound {bound} ms" if bound else ""))
 
     with tempfile.TemporaryDirectory() as folder:
-        tensors = checkpoint(Path(folder), width, n_layer, V, device)
+        tensors = write_state_spaces(Path(folder), width, n_layer, V, device)
         lm = load(folder, device=device, dtype=torch.float32 if tiny else torch.bfloat16)
     ids = torch.randint(0, V, (1, tokens), device=device, generator=torch.Generator(device).manual_seed(1))
 
