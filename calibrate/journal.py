@@ -59,6 +59,10 @@ class Journal:
     def get(self, key: str) -> Any | None:
         return self._known.get(key)
 
+    def all(self, start: str) -> list[Any]:
+        """The values of all keys that begin so."""
+        return [value for key, value in self._known.items() if key.startswith(start)]
+
     def put(self, key: str, value: Any) -> None:
         self._known[key] = value
         if self._path:

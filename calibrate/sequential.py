@@ -27,6 +27,8 @@ from .sketch import DeltaSketch, exact_values
 from .windows import token_windows
 from .world import ALONE, World
 
+_SWEEP = "sweep "  # begins a sweep's key in the journal
+
 
 class _Watch:
     """Observer: sketches the delta that one layer's scan is about to read, after its own decimation."""
@@ -56,16 +58,16 @@ class Sweeper:
     seed: int
     journal: Journal
     world: World = ALONE
-    token_layers: int = 0  # cost so far
     _made: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, pick: FilterPick, decimate: DecimatePick | None, share: float, length: int) -> Tensor:
         """g at a length with a share in place of the pick's own: (n_layer, D) float32."""
-        key = canonical(["sweep", asdict(replace(pick, share=share)), asdict(decimate) if decimate else None, length])
+        key = _SWEEP + canonical([asdict(replace(pick, share=share)), asdict(decimate) if decimate else None, length])
         if key not in self._made:
             count = max(2, round(self.tokens / length))
             windows = token_windows(self.documents, length, count, tail=length, seed=self.seed)
-            self.token_layers += 2 * windows.numel() * len(self.layers)
+            if self.journal.get(key) is None:
+                self.journal.put(key, 2 * windows.numel() * len(self.layers))
             found = self.journal.tensors(key)
             if found is None:
                 g = sweep(self.lm, self.layers, pick, decimate, share, windows, self.batch_tokens, self.world)
@@ -73,6 +75,11 @@ class Sweeper:
                 self.journal.put_tensors(key, found)
             self._made[key] = found["g"]
         return self._made[key]
+
+    @property
+    def token_layers(self) -> int:
+        """Cost so far, tokens x layers, with that of sweeps an interrupted run made and scored."""
+        return sum(self.journal.all(_SWEEP))
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 KILLS = 20
 THREADS = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "NUMBA_THREADING_LAYER": "workqueue"}  # survives a fork
@@ -73,6 +74,20 @@ def test_killed_twenty_times_it_ends_with_the_same_bytes(tiny_run, tmp_path):
     assert resumed.read_bytes() == straight.read_bytes()
     left = sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".tmp")
     assert left == []  # nothing half-written beside the sidecar
+
+
+def test_the_cost_is_that_of_the_whole_run_however_often_it_was_interrupted(tiny_run, tmp_path):
+    def run() -> dict[str, Any]:
+        out = str(tmp_path / "a.safetensors")
+        command = [sys.executable, "-m", "longscan.calibrate", *tiny_run, "--out", out, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **THREADS}, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    first, again = run(), run()  # the second finds every score in the journal and makes few sweeps itself
+    assert (again["cost"], again["tokens"]) == (first["cost"], first["tokens"])
+    lines = Path(f"{tmp_path / 'a.safetensors'}.work", "journal.jsonl").read_text().splitlines()
+    assert any(json.loads(line).get("key", "").startswith("sweep ") for line in lines)  # there was one to forget
 
 
 def test_other_inputs_start_afresh_and_say_so(tiny_run, tmp_path):
