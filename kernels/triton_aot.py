@@ -107,7 +107,8 @@ def variants(lanes: int = LANES) -> Iterator[Variant]:
     yield scan_variant("selective_scan:filtered", main, (*PLAIN, "THRESHOLD"), lanes=lanes)
     yield scan_variant("selective_scan:states", main if lanes == LANES else SCAN_CONFIGS[1], lanes=lanes)
     yield scan_variant("selective_scan:all", ScanConfig(CH=1), OPTIONS, N=8, lanes=lanes, even=False)
-    yield _tile("sketch", sketch, SKETCH_CONFIG, {"UNIT": 2.0**36, "BINS": 1024}, SKETCH_CONFIG["BLOCK_T"], True)
+    grid = {"UNIT": 2.0**36, "HEAD": 6, "SEGMENTS": 7, "ROOM": 512}
+    yield _tile("sketch", sketch, SKETCH_CONFIG, grid, SKETCH_CONFIG["BLOCK_T"], True)
     for on in (True, False):
         carried = {"HAS_INITIAL": on, "N": 16}
         yield _tile("selective_scan:carry", carry, CARRY_CONFIG, carried, CARRY_CONFIG["BLOCK_D"] * 16, True)

@@ -76,12 +76,12 @@ def test_an_empty_sketch_changes_nothing():
     other.merge(one)
     one.merge(DeltaSketch.empty(6, 16))
     assert all(torch.equal(a, b) for a, b in zip(one.tensors(), other.tensors()))
-    assert int(one.counts.sum()) == delta.numel()
+    assert int(one.counts.sum()) + one.largest.numel() == delta.numel()
 
 
 @pytest.mark.parametrize("kind", ["narrow", "wide"])
 def test_thresholds_keep_the_mass_that_the_values_themselves_would(kind):
-    """At the size a 1.4B model's calibration uses: 976 of 131072 values are kept, the rest is in bins."""
+    """At the size a 1.4B model's calibration uses: 1220 of 131072 values are kept, the rest is in bins."""
     delta = values_of(kind, 131072)
     assert misses(sketch_of(delta, exact_values(48 * 4096, 131072)), delta, [delta]) == 0
 
