@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -92,6 +92,21 @@ def join(device: str) -> tuple[World, str]:
         raise UserError(f"cannot reach the other processes ({error}); start them with torchrun") from error
     _end_when_stopped()
     return World(rank, size), device
+
+
+def leave() -> None:
+    """Part from the other processes when all is done: torch's threads may abort one that just ends."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def end(code: int) -> NoReturn:
+    """End this process. One that has not left the others waits neither for them nor for torch's threads."""
+    if dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _end_when_stopped() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +12,7 @@ from ...runtime.plan import METHODS as RUNTIME_METHODS
 from ..assemble import producer_version
 from ..errors import UserError, first_line
 from ..lengths import parse_lengths
-from ..world import LOST, complain, is_loss
+from ..world import LOST, complain, end, is_loss
 
 METHODS = ("auto", *RUNTIME_METHODS)
 
@@ -34,23 +32,23 @@ class Commands(click.Group):
             fail("out of memory; give a smaller measure.batch_tokens in the recipe, or shorter --lengths")
         except RuntimeError as error:
             if is_loss(error):
-                complain(LOST)
-                os._exit(1)  # the other processes cannot be waited for
+                fail(LOST)
             if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
                 raise
             fail("out of memory; give a smaller measure.batch_tokens in the recipe, or shorter --lengths")
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            sys.exit(super().main(*args, **{**kwargs, "standalone_mode": False}))
+            code = super().main(*args, **{**kwargs, "standalone_mode": False}) or 0
         except click.ClickException as error:
             # A group without a command raises its help, in the versions of click that raise at all.
             helped = isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ()))
             click.echo(error.format_message() if helped else f"Error: {error.format_message()}", err=True)
-            sys.exit(error.exit_code)
+            code = error.exit_code
         except (click.Abort, KeyboardInterrupt):
             click.echo("Error: interrupted; run the same command again to go on", err=True)
-            sys.exit(130)
+            code = 130
+        end(code)
 
 
 def fail(message: str) -> None:

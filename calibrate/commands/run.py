@@ -12,7 +12,7 @@ import click
 from ...runtime import load
 from ..console import hush
 from ..errors import UserError
-from ..world import join
+from ..world import join, leave
 from .group import METHODS, cli, json_option, lengths_callback, model_options, place_options
 
 
@@ -81,6 +81,7 @@ def run(
         resume=resume,
     )
     found = calibrate(lm, recipe, options, world)
+    leave()
     if world.rank:
         return
     found.sidecar.write(out)
