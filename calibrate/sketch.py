@@ -24,7 +24,7 @@ from .histogram import BINS, UNIT, bin_of, edge_bits, grid_shift, grid_top, hist
 
 _VALUES = 240_000_000  # exact values kept in a whole model: 960 MB
 _MOST_VALUES = 16_384  # a channel; merging sorts them
-_STANDS_OUT = 8  # tokens a bin has more than its neighbours together, where not by chance
+_STANDS_OUT = 8  # tokens more than twice its fuller neighbour's, so many that a bin has hardly by chance
 _NO_VALUE = torch.iinfo(torch.int32).max
 
 
@@ -128,7 +128,7 @@ class DeltaSketch:
 
     def _inside(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Mass of every bin, (D, BINS) int64: its tokens at its middle, scaled so that all bins hold `mass`."""
-        about = self.counts * ((lower + upper) * (UNIT / 2)).round()
+        about = self.counts * ((lower + upper) * (UNIT / 2)).round().long()  # whole numbers, for an exact sum
         return (about * (self.mass / about.sum(1).clamp(min=1))[:, None]).round().long()
 
     # -- reading -----------------------------------------------------------------------------------------------
@@ -150,8 +150,8 @@ class DeltaSketch:
 
         share: a number or (D,) -> (D,); (R, D) -> (R, D). As in the published fit, with the values sorted descending,
         k = (first index whose cumulated sum exceeds the wanted one) + 1 and g = values[k]; without ties exactly the k
-        largest survive `> g`. Below the values that are kept as they are, the mass is spread evenly inside a bin;
-        but a bin that stands out, with 1% of the mass above it, is taken for one value that many tokens have (the same
+        largest survive `> g`. Below the values that are kept as they are, the mass is spread evenly inside a bin; but
+        one that stands out and holds 1% of the mass above it is taken for one value that many tokens have (the same
         few tokens in the first layer, delta rounded to bfloat16 in any): `> g` keeps all of it or, mostly, none.
         A share >= 1 gives 0.
         """
