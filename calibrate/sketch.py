@@ -150,10 +150,7 @@ class DeltaSketch:
 
         share: a number or (D,) -> (D,); (R, D) -> (R, D). As in the published fit, with the values sorted descending,
         k = (first index whose cumulated sum exceeds the wanted one) + 1 and g = values[k]; without ties exactly the k
-        largest survive `> g`. Below the values that are kept as they are, the mass is spread evenly inside a bin; but
-        one that stands out and holds 1% of the mass above it is taken for one value that many tokens have (the same
-        few tokens in the first layer, delta rounded to bfloat16 in any): `> g` keeps all of it or, mostly, none.
-        A share >= 1 gives 0.
+        largest survive `> g`. A share >= 1 gives 0.
         """
         values, sums = self._stored().double(), self._sums()
         stored, total = values.shape[1], self.mass + sums[:, -1]
@@ -164,24 +161,35 @@ class DeltaSketch:
         k = torch.searchsorted(sums, wanted, right=True) + 1
         g = values.gather(1, k.clamp(max=stored - 1))
         if stored < self.seen:
-            lower, upper = self._edges()
-            inside = self._inside(lower, upper)
-            below = sums[:, -1:] + inside.cumsum(1)
-            place = torch.searchsorted(below, wanted, right=True).clamp(max=BINS - 1)
-            held = inside.gather(1, place)
-            part = ((wanted - below.gather(1, place) + held) / held.clamp(min=1)).clamp(0, 1)
-            n, above = self.counts.gather(1, place), below.gather(1, place) - held
-            spike = (n > 2 * self._around(place) + _STANDS_OUT) & (100 * held > above)
-            part = torch.where(spike, (part * n > n - 1).double(), part)
-            high, low = upper.gather(1, place), lower.gather(1, place)
-            g = torch.where(k < stored, g, torch.minimum(high - (high - low) * part, values[:, -1:]))
+            rest = self._binned(wanted - sums[:, -1:], sums[:, -1:])
+            g = torch.where(k < stored, g, torch.minimum(rest, values[:, -1:]))
         g = torch.where(wanted >= total[:, None], 0.0, g).T
         return g if shares.dim() == 2 else g[0]
 
-    def _around(self, place: Tensor) -> Tensor:
-        """Tokens in the fuller of the two bins beside each of `place` (D, R)."""
-        counts = F.pad(self.counts, (1, 1))
-        return torch.maximum(counts.gather(1, place), counts.gather(1, place + 2))
+    def _binned(self, wanted: Tensor, stored: Tensor) -> Tensor:
+        """values[k] where it is in a bin, (D, R) float64.
+
+        wanted: (D, R) int64, mass to keep of the tokens in bins, < 0 if none; stored: (D, 1) int64, mass of `largest`.
+        A bin's tokens are spread evenly over it. But one that stands out and holds 1% of the mass above it is taken for
+        one value that many tokens have (the same few tokens in the first layer, delta rounded to bfloat16 in any).
+        """
+        lower, upper = self._edges()
+        inside = self._inside(lower, upper)
+        mass, tokens = inside.cumsum(1), self.counts.long().cumsum(1)
+        place = torch.searchsorted(mass, wanted, right=True).clamp(max=BINS - 1)
+        n, held = self.counts.gather(1, place), inside.gather(1, place)
+        into = ((wanted - mass.gather(1, place) + held) * (n / held.clamp(min=1))).long()
+        k = tokens.gather(1, place) - n + torch.minimum(into, n - 1) + 1
+        k = torch.where(wanted < 0, 0, k).clamp(max=tokens[0, -1] - 1)  # as an index of the tokens in bins
+        place = torch.searchsorted(tokens, k, right=True)
+        n, held = self.counts.gather(1, place), inside.gather(1, place)
+        part = (k - tokens.gather(1, place) + n + 0.5) / n
+        beside = F.pad(self.counts, (1, 1))
+        fuller = torch.maximum(beside.gather(1, place), beside.gather(1, place + 2))
+        above = stored + mass.gather(1, place) - held
+        part = torch.where((n > 2 * fuller + _STANDS_OUT) & (100 * held > above), 0.0, part)
+        high, low = upper.gather(1, place), lower.gather(1, place)
+        return high - (high - low) * part
 
     def kept_share(self, g: Tensor) -> Tensor:
         """Share of each channel's mass carried by delta > g, (D,) float64; g (D,)."""

@@ -86,6 +86,18 @@ def test_thresholds_keep_the_mass_that_the_values_themselves_would(kind):
     assert misses(sketch_of(delta, exact_values(48 * 4096, 131072)), delta, [delta]) == 0
 
 
+def test_a_value_that_many_tokens_have_is_kept_or_dropped_as_the_exact_rule_does():
+    delta = values_of("wide", 40000)[:, :3]
+    for quantile in (0.3, 0.6, 0.9):
+        tied = delta.clone()
+        tied[::25] = delta.quantile(quantile, 0)  # 4% of the tokens
+        sketch = sketch_of(tied, 1220)
+        for share in torch.linspace(0.01, 0.99, 99).tolist():
+            g, wanted = sketch.threshold(share), exact_g(tied, share)
+            off = (kept(tied, g) - kept(tied, wanted)).abs()
+            assert (off <= 0.01 * kept(tied, wanted)).all()
+
+
 def test_with_all_values_kept_thresholds_are_the_exact_ones():
     delta = values_of("ties")
     for share in SHARES:
