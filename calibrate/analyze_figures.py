@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -101,10 +102,10 @@ def _shade(layer: int, n_layer: int) -> tuple[float, float, float, float]:
     return matplotlib.colormaps["viridis"](0.9 * layer / max(1, n_layer - 1))
 
 
-def _layer_bar(figure: object, panel: object, n_layer: int) -> None:
+def _layer_bar(figure: Any, panel: Any, n_layer: int) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
     scale = ScalarMappable(Normalize(0, (n_layer - 1) / 0.9), "viridis")
-    bar = figure.colorbar(scale, ax=panel, label="layer")  # type: ignore[attr-defined]
+    bar = figure.colorbar(scale, ax=panel, label="layer")
     bar.ax.set_ylim(0, n_layer - 1)

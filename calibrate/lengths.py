@@ -11,7 +11,7 @@ _UNITS = {"": 1, "k": 1024, "m": 1024 * 1024}
 MAX_LENGTH = 1 << 40
 
 
-def parse_length(value: str | int) -> int:
+def parse_length(value: object) -> int:
     """One length in tokens.
 
     Raises:

@@ -10,10 +10,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .errors import UserError, first_line
 from .lengths import parse_length
+from .picks import ScoreChannels
 from .schema import (
     Refused,
     about,
@@ -32,13 +33,13 @@ from .schema import (
 )
 from .texts import recorded_source
 
-SCORES = ("all", "global", "relative", "reach")
+SCORES: tuple[ScoreChannels, ...] = get_args(ScoreChannels)
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"  # the package longscan.recipes, on disk and installed alike
 
 
 def _length(value: object) -> int:
     try:
-        return parse_length(value)  # type: ignore[arg-type]
+        return parse_length(value)
     except UserError:
         raise Refused(value, "a number of tokens such as 4096 or 4k") from None
 
@@ -153,7 +154,7 @@ class Decimate:
     beta: tuple[float, ...] = setting(
         (0.5, 1.0), listing(number(0, at_most=1), "numbers above 0 and at most 1"), "candidates: P_s = L_base * beta**s"
     )
-    weights: tuple[str, ...] = setting(
+    weights: tuple[ScoreChannels, ...] = setting(
         ("all", "global"),
         listing(choice(*SCORES), ", ".join(SCORES)),
         "how a token's score weighs the channels: as published, or by how far they reach (calibrate/channels.py)",

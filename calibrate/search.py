@@ -217,7 +217,7 @@ class Search:
                 for base in bases:
                     for beta in recipe.beta if len(chosen) > 1 else recipe.beta[:1]:
                         for score in recipe.weights:
-                            pick = DecimatePick(chosen, base, beta, score)  # type: ignore[arg-type]
+                            pick = DecimatePick(chosen, base, beta, score)
                             if max(pick.keep()) < self.pivot:
                                 grid.append(Candidate(decimate=pick))
         return list(dict.fromkeys(grid))

@@ -122,10 +122,11 @@ def causal_conv1d(
     padded = torch.cat([before.to(x.dtype), inputs], 1)
     dtype = torch.promote_types(x.dtype, torch.float32)
     L = x.shape[1]
-    y = sum(padded[:, k : k + L].to(dtype) * weight[:, k].to(dtype) for k in range(W))
+    taps = (padded[:, k : k + L].to(dtype) * weight[:, k].to(dtype) for k in range(W))
+    y = sum(taps, start=padded.new_zeros((), dtype=dtype))
     y = y if bias is None else y + bias.to(dtype)
     last = padded[:, padded.shape[1] - (W - 1) :].transpose(1, 2).contiguous()
-    return F.silu(y).to(x.dtype), last  # type: ignore[arg-type]
+    return F.silu(y).to(x.dtype), last
 
 
 def token_scores(

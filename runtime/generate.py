@@ -64,8 +64,11 @@ def generate_text(lm: LM, prompt: str, max_new_tokens: int = 128, **options: Any
 
 def generate_batch(lm: LM, prompts: Sequence[Prompt], max_new_tokens: int = 128, **options: Any) -> Iterator[list[Any]]:
     """Several prompts at once: each piece is a list with one entry a row, "" (ids: None) where there is nothing."""
-    if isinstance(prompts[0], str):
-        return _batch_text(lm, prompts, max_new_tokens, **options)  # type: ignore[arg-type]
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    if len(texts) == len(prompts):
+        return _batch_text(lm, texts, max_new_tokens, **options)
+    if texts:
+        raise ValueError("prompts are all texts or all ids; generate from the two kinds in calls of their own")
     rows = [torch.as_tensor(row, dtype=torch.int64) for row in prompts]
     return _batch_ids(lm, rows, max_new_tokens, **options)
 

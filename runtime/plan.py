@@ -22,14 +22,15 @@ class Plan:
     def __hash__(self) -> int:
         return hash((self.method, self.length, tuple(sorted(self.decimate.items()))))
 
-    def scan_lengths(self, n_layer: int, protected: int) -> list[int]:
+    def scan_lengths(self, n_layer: int, protected: int) -> list[float]:
         """Tokens the scan of each layer sees, S_i after decimation; `protected` = r, the last tokens always kept."""
-        lengths, tokens = [], self.length
+        lengths: list[float] = []
+        tokens = self.length
         for layer in range(n_layer):
             if layer in self.decimate:
                 tokens = kept(int(tokens), self.decimate[layer], protected) + min(protected, int(tokens))
             lengths.append(tokens)
-        return lengths  # type: ignore[return-value]
+        return lengths
 
 
 MIN_KEEP = 20  # DeciMamba never keeps fewer tokens

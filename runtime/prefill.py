@@ -81,7 +81,7 @@ def _thresholds(plan: Plan, sidecar: Sidecar, n_layer: int, protected: int) -> l
     band = sidecar.band(plan.length)
     seen = plan.scan_lengths(n_layer, protected)
     if sidecar.keyed_by_prompt(band, plan.method):
-        seen = [plan.length] * n_layer  # type: ignore[list-item]
+        seen = [plan.length] * n_layer
     return [sidecar.thresholds_in(band, i, seen[i], plan.method) for i in range(n_layer)]
 
 

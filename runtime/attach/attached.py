@@ -136,8 +136,8 @@ class Attached:
                 )
             state = before
         if L == 1 and not fresh and state.total is None:  # a token that is decoded, not a piece of a prompt
-            growing = self.filter_decode and self._growth is not None
-            self._plans = self._growth.layer_plans(state) if growing else [PLAIN] * len(self.view.parts)  # type: ignore[union-attr]
+            growth = self._growth if self.filter_decode else None
+            self._plans = growth.layer_plans(state) if growth is not None else [PLAIN] * len(self.view.parts)
             state.length += 1
             return
         state, self._mask = state.clone(), _left_padding(mask)

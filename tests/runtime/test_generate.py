@@ -193,3 +193,7 @@ def test_more_impossible_options(demo, options):
         list(demo.generate("x", stop=["", "a"]))
     with pytest.raises(ValueError, match="empty"):
         list(demo.generate(["x", ""]))
+    with pytest.raises(ValueError, match="all texts or all ids"):
+        list(demo.generate(["x", [1, 2]]))
+    with pytest.raises(ValueError, match="all texts or all ids"):
+        list(demo.generate([[1, 2], "x"]))
