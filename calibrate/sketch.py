@@ -133,13 +133,13 @@ class DeltaSketch:
 
     # -- reading -----------------------------------------------------------------------------------------------
 
-    def _sums(self) -> Tensor:
-        """Mass of the 1, 2, ... largest values, (D, min(K, seen)) int64."""
-        return (self._stored().double() * UNIT).round().long().cumsum(1)
+    def _masses(self) -> Tensor:
+        """Mass of each of the largest values, (D, min(K, seen)) int64."""
+        return (self._stored().double() * UNIT).round().long()
 
     def total(self) -> Tensor:
         """Sum of delta of each channel, (D,) float64."""
-        return (self.mass + (self._stored().double() * UNIT).round().long().sum(1)).double() / UNIT
+        return (self.mass + self._masses().sum(1)).double() / UNIT
 
     def mean(self) -> Tensor:
         """Mean delta of each channel, (D,) float64."""
@@ -152,7 +152,7 @@ class DeltaSketch:
         k = (first index whose cumulated sum exceeds the wanted one) + 1 and g = values[k]; without ties exactly the k
         largest survive `> g`. A share >= 1 gives 0.
         """
-        values, sums = self._stored().double(), self._sums()
+        values, sums = self._stored().double(), self._masses().cumsum(1)
         stored, total = values.shape[1], self.mass + sums[:, -1]
         shares = torch.as_tensor(share, dtype=torch.float64, device=total.device)
         # Sums are whole numbers, so one exceeds the wanted mass where it exceeds its whole part.
