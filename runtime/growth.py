@@ -51,13 +51,15 @@ class Growth:
 
     def _row(self, plan: Plan, length: int, state: State) -> list[LayerPlan]:
         key = (plan, length, state.method, state.protected)
-        if key not in self._resolved:
-            if len(self._resolved) >= _REMEMBERED:
-                self._resolved.clear()
+        found = self._resolved.get(key)
+        if found is None:
             grown, protected = self._grown(plan, length, state)
-            found = layer_plans((grown,), self._sidecar, self._weights, protected)
-            self._resolved[key] = [replace(layer, keep=None, score_weight=None) for layer in found]
-        return self._resolved[key]
+            layers = layer_plans((grown,), self._sidecar, self._weights, protected)
+            found = [replace(layer, keep=None, score_weight=None) for layer in layers]
+            if len(self._resolved) >= _REMEMBERED:
+                self._resolved.clear()  # other threads hold what they looked up
+            self._resolved[key] = found
+        return found
 
     def _grown(self, plan: Plan, length: int, state: State) -> tuple[Plan, int]:
         """The plan at `length` of a sequence begun with `plan`, and its r."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..kernels import causal_conv1d, selective_scan, selective_step
 from .config import ModelConfig
 from .layer import Inputs, conv_step
+from .padding import conv_inputs
 from .plan import LayerPlan
 from .steering import Steering
 from .tensors import Tensors
@@ -60,7 +61,8 @@ class Mamba1(Steering):
 
     def inputs(self, hidden: Tensor, conv: Tensor, mask: Tensor | None, backend: str) -> tuple[Inputs, Tensor]:
         x, z = F.linear(hidden, self.in_proj, self.in_bias).chunk(2, dim=-1)
-        x, conv = causal_conv1d(x, self.conv, self.conv_bias, conv, mask, backend=backend)
+        x, conv = conv_inputs(x, conv, mask)
+        x, conv = causal_conv1d(x, self.conv, self.conv_bias, conv, backend=backend)
         delta, B, C = self._project(x)
         return Inputs(x, delta, B, C, z), conv
 

@@ -21,6 +21,7 @@ from ..kernels import causal_conv1d, ssd_scan, ssd_step
 from .config import ModelConfig
 from .errors import CheckpointError
 from .layer import Inputs, conv_step
+from .padding import conv_inputs
 from .plan import LayerPlan
 from .steering import Steering
 from .tensors import Tensors
@@ -68,7 +69,8 @@ class Mamba2(Steering):
 
     def inputs(self, hidden: Tensor, conv: Tensor, mask: Tensor | None, backend: str) -> tuple[Inputs, Tensor]:
         z, xBC, delta = self._in(hidden)
-        xBC, conv = causal_conv1d(xBC, self.conv, self.conv_bias, conv, mask, backend=backend)
+        xBC, conv = conv_inputs(xBC, conv, mask)
+        xBC, conv = causal_conv1d(xBC, self.conv, self.conv_bias, conv, backend=backend)
         x, B, C = xBC.split(self._widths, dim=-1)
         return Inputs(x, delta, B, C, z), conv
 

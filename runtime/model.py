@@ -19,7 +19,7 @@ from .generate import generate_batch, generate_ids, generate_text, is_batch
 from .growth import Growth
 from .observer import Observer
 from .plan import Plan
-from .prefill import Output, is_open, prefill
+from .prefill import Output, in_given_columns, is_open, prefill
 from .prompts import Ids, as_batch, check_ids
 from .rows import prefill_by_length
 from .sidecar import Sidecar
@@ -193,8 +193,8 @@ class LM:
     ) -> Output:
         """Read a prompt.
 
-        ids: (B, L) int64, or a list of prompts of any lengths (1-D tensors or lists), which is padded on the left
-        attention_mask: (B, L), left padding only; each row has its own S, plan and thresholds
+        ids: (B, L) int64, or a list of prompts of any lengths (1-D tensors or lists)
+        attention_mask: (B, L), 0 at padding, left or right of a row's text; each row has its own S, plan and g
         state: go on from here (the given state is left as it was); None starts afresh
         total_length: S of a prompt given in several calls; the first call fixes plan and S. math.inf: open-ended,
             the filter follows the growing length
@@ -212,7 +212,7 @@ class LM:
         if logits_to_keep < 0:
             raise ValueError(f"logits_to_keep is {logits_to_keep}; give 0 (all) or more")
         batch, mask = as_batch(ids, attention_mask)
-        batch, mask = check_ids(batch.to(self.device), mask, self.weights.embedding.shape[0])
+        batch, mask, padding = check_ids(batch.to(self.device), mask, self.weights.embedding.shape[0])
         if state is not None and state.batch != batch.shape[0]:
             raise ValueError(f"ids have {batch.shape[0]} rows and the state {state.batch}; give one state row a prompt")
 
@@ -236,10 +236,13 @@ class LM:
             )
 
         if state is not None:
-            return read(batch, mask, state.clone())
-        if mask is not None and total_length is None and self._decimates(mask.sum(1).tolist(), method):
-            return prefill_by_length(batch, mask, lambda rows: read(rows, None, self.new_state(rows.shape[0])))
-        return read(batch, mask, self.new_state(batch.shape[0]))
+            out = read(batch, mask, state.clone())
+        elif mask is not None and total_length is None and self._decimates(mask.sum(1).tolist(), method):
+            out = prefill_by_length(batch, mask, lambda rows: read(rows, None, self.new_state(rows.shape[0])))
+        else:
+            out = read(batch, mask, self.new_state(batch.shape[0]))
+        decimated = any(plan.decimate for plan in out.state.plans)
+        return out if logits_to_keep or decimated else in_given_columns(out, padding)
 
     def _decimates(self, lengths: Sequence[int], method: str) -> bool:
         return self.sidecar is not None and any(self.sidecar.plan(n, method).decimate for n in lengths)

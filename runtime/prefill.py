@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .chunks import is_out_of_memory, pick_chunk
 from .config import ModelConfig
 from .forward import Stream, embed, join, logits, run_layers
 from .observer import Observer
+from .padding import Padding
 from .plan import LayerPlan, Plan
 from .sidecar import Sidecar
 from .state import State
@@ -32,6 +34,8 @@ class Output:
 
     logits: (B, K, V) float32, K = logits_to_keep (fewer if the prompt is shorter; 0 = all tokens still present)
     positions: (B, K) int64, place of each row of logits in its own prompt; -1 = none
+    The last tokens of all rows stand together in the last rows of logits; all tokens of an undecimated batch that was
+    padded on the right stand where they were given.
     state: State after the prompt
     plan: Plan, or a tuple of plans where rows have unequal lengths
     """
@@ -40,6 +44,16 @@ class Output:
     positions: Tensor
     state: State
     plan: Plan | tuple[Plan, ...]
+
+
+def in_given_columns(out: Output, padding: Padding | None) -> Output:
+    """The rows of logits of all tokens where the ids were given, for prompts padded on the right; zeros at padding."""
+    if padding is None or padding.shift is None:
+        return out
+    cut = padding.mask.shape[1] - out.positions.shape[1]
+    logits, positions = F.pad(out.logits, (0, 0, cut, 0)), F.pad(out.positions, (cut, 0), value=-1)
+    logits = logits.masked_fill(~padding.mask[:, :, None], 0.0)
+    return replace(out, logits=padding.back(logits), positions=padding.back(positions))
 
 
 class Layered(Protocol):

@@ -1,4 +1,4 @@
-"""Prompts as one batch: lists padded on the left, ids and masks checked."""
+"""Prompts as one batch: lists padded, ids and masks checked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from .padding import Padding, read_padding
 
 Ids = Tensor | Sequence[Sequence[int]] | Sequence[Tensor]  # (B, L) int64, or B prompts of any lengths
 
@@ -29,9 +31,12 @@ def as_batch(ids: Ids, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return batch, mask
 
 
-def check_ids(ids: Tensor, mask: Tensor | None, vocabulary: int) -> tuple[Tensor, Tensor | None]:
-    """Validate ids (B, L) and the left-padding mask. Columns all rows pad are cut off; the mask comes back as bool,
-    or as None if nothing is padded."""
+def check_ids(ids: Tensor, mask: Tensor | None, vocabulary: int) -> tuple[Tensor, Tensor | None, Padding | None]:
+    """Validate ids (B, L) and the padding mask (B, L): left, right or both.
+
+    Returns the ids with padding on the left, without columns that all rows pad; their mask, None if nothing is padded;
+    and the padding as it was given.
+    """
     if ids.dim() != 2 or ids.dtype != torch.int64:
         raise ValueError(f"ids must be (B, L) int64, found {tuple(ids.shape)} {ids.dtype}; use torch.tensor([[...]])")
     if ids.numel() == 0:
@@ -39,12 +44,15 @@ def check_ids(ids: Tensor, mask: Tensor | None, vocabulary: int) -> tuple[Tensor
     if int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
         raise ValueError(f"token ids must lie in 0 ... {vocabulary - 1}; is this the model's own tokenizer?")
     if mask is None:
-        return ids, None
+        return ids, None, None
     if mask.shape != ids.shape:
         raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, expected {tuple(ids.shape)}")
-    mask = mask.to(ids.device).bool()
-    if (mask[:, 1:] < mask[:, :-1]).any() or not mask[:, -1].all():
-        raise ValueError("attention_mask must be left padding (0 ... 0 1 ... 1 in every row); pad on the left")
-    longest = int(mask.sum(1).max())
-    ids, mask = ids[:, -longest:], mask[:, -longest:]
-    return ids, None if bool(mask.all()) else mask
+    padding = read_padding(mask.to(ids.device))
+    if padding is None:
+        return ids, None, None
+    lengths = padding.mask.sum(1)
+    if not bool(lengths.all()):
+        raise ValueError(f"row {int(lengths.argmin())} of attention_mask holds no token; give each row at least one")
+    longest = int(lengths.max())
+    mask = padding.mask[:, -longest:]
+    return padding.rolled(ids)[:, -longest:], None if bool(mask.all()) else mask, padding

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,13 +13,16 @@ from torch import Tensor, nn
 
 from ..growth import Growth
 from ..observer import Observer, ScanInputs
-from ..plan import PLAIN, LayerPlan, Plan
+from ..padding import read_padding
+from ..plan import PLAIN, Plan
 from ..prefill import layer_plans, plan_at, plan_prompt
 from ..reservoir import select
 from ..sidecar import Sidecar
 from ..state import State
+from .call import Call, Here, Settings
 from .families import Family
-from .hosts import Memory
+from .gradient import without_gradient
+from .hosts import Memory, refuse_packed
 from .view import View
 
 MARK = "_longscan_attached"
@@ -26,6 +30,8 @@ MARK = "_longscan_attached"
 
 class Attached:
     """What `attach` returns: the model runs through our kernels until `detach()` (or the end of a `with` block).
+
+    Threads may call one attached model at the same time. Each has its own plan, positions, total_length and observer:
 
     plan: of the last prompt read (a tuple where rows differ); None before the first
     positions: (B, K), the place in its prompt of each token of the last prompt that is still present; None before
@@ -38,25 +44,41 @@ class Attached:
     ):
         self.model, self.family, self.backend = model, family, backend
         self.view = View(model, family, backend)
-        self.sidecar: Sidecar | None = None
-        self.read_with(sidecar, method, filter_decode)
-        self.plan: Plan | tuple[Plan, ...] | None = None
-        self.positions: Tensor | None = None
-        self.total_length: float | None = None
-        self.observer: Observer | None = None
-        self._plans: list[LayerPlan] = []
-        self._mask: Tensor | None = None
-        self._protected = 1
-        self._asked: dict[str, Any] = {}  # what the model's caller wants: logits_to_keep, labels
-        self._kept: Tensor | None = None  # positions a mixer kept, until its block has gathered the residual stream
+        growth = None if sidecar is None else Growth(sidecar, self.view)
+        self.settings = Settings(sidecar, growth, method, filter_decode)
+        self._here = Here()
         self._undo: list[Callable[[], None]] = []
         self._replace()
+
+    @property
+    def plan(self) -> Plan | tuple[Plan, ...] | None:
+        return self._here.plan
+
+    @property
+    def positions(self) -> Tensor | None:
+        return self._here.positions
+
+    @property
+    def total_length(self) -> float | None:
+        return self._here.total_length
+
+    @total_length.setter
+    def total_length(self, tokens: float | None) -> None:
+        self._here.total_length = tokens
+
+    @property
+    def observer(self) -> Observer | None:
+        return self._here.observer
+
+    @observer.setter
+    def observer(self, observer: Observer | None) -> None:
+        self._here.observer = observer
 
     # -- in and out --------------------------------------------------------------------------------------------
 
     def _replace(self) -> None:
         for k, part in enumerate(self.view.parts):
-            part.module.forward = torch.compiler.disable(partial(self._forward, k))
+            part.module.forward = MixerForward(self, k)
             self._undo.append(partial(delattr, part.module, "forward"))
             if self.family.decimates:
                 self._undo.append(part.block.register_forward_hook(self._gather).remove)
@@ -64,19 +86,16 @@ class Attached:
         vars(self.model)[MARK] = self
         self._undo.append(partial(vars(self.model).pop, MARK))
 
-    def read_with(self, sidecar: Sidecar | None, method: str, filter_decode: bool) -> None:
-        """What the next call reads with; the model stays attached."""
-        if sidecar is None or sidecar is not self.sidecar:
-            self._growth = None if sidecar is None else Growth(sidecar, self.view)
-        self.sidecar, self.method, self.filter_decode = sidecar, method, filter_decode
-
     def detach(self) -> None:
         """Give the model its own forward back: the same functions, the same bits. A second call does nothing."""
         while self._undo:
             self._undo.pop()()
 
-    def __deepcopy__(self, memo: Any) -> Attached:
-        raise ValueError("the copy of an attached model would run the original's layers; detach it before copying")
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise ValueError(
+            "an attached model can be neither copied nor pickled (its copy would run the original's layers); "
+            "detach(model) first, or save its state_dict()"
+        )
 
     def __enter__(self) -> Attached:
         return self
@@ -84,48 +103,77 @@ class Attached:
     def __exit__(self, *_: object) -> None:
         self.detach()
 
+    @contextmanager
+    def reading(self, settings: Settings, total_length: float | None, observer: Observer | None) -> Iterator[None]:
+        """Calls of this thread inside the block are read so."""
+        here = self._here
+        before = here.settings, here.total_length, here.observer
+        here.settings, here.total_length, here.observer = settings, total_length, observer
+        try:
+            yield
+        finally:
+            here.settings, here.total_length, here.observer = before
+
     # -- one call of the model ---------------------------------------------------------------------------------
 
     def _asks(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._asked = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
+        asked = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
+        refuse_packed({**kwargs, **asked})
+        self._here.asked = asked
 
-    def _forward(self, k: int, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, k: int, *args: Any, **kwargs: Any) -> Tensor:
         """The forward of the k-th mixer: (B, L, M) -> (B, L, M)."""
         module = self.view.parts[k].module
         if module.training and torch.is_grad_enabled():
             raise ValueError("an attached model is for inference; call model.eval(), or detach(model) before training")
         hidden, mask, memory = self.family.call(module, *args, **kwargs)
         with torch.no_grad():
-            if k == 0:
-                self._begin(hidden, mask, memory)
-            return self._mix(k, hidden, memory)
+            call = self._begin(hidden, mask, memory) if k == 0 else self._here.call
+            assert call is not None  # the first mixer of this thread's call began it
+            padding = call.padding
+            out = self._mix(k, hidden if padding is None else padding.rolled(hidden), memory, call)
+            out = out if padding is None else padding.back(out)
+        wants = torch.is_grad_enabled() and (hidden.requires_grad or any(p.requires_grad for p in module.parameters()))
+        return without_gradient(hidden, out) if wants else out
 
-    def _mix(self, k: int, hidden: Tensor, memory: Memory | None) -> Tensor:
-        mixer, mask, plan = self.view.parts[k].mixer, self._mask, self._plans[k]
+    def _mix(self, k: int, hidden: Tensor, memory: Memory | None, call: Call) -> Tensor:
+        mixer, mask, plan = self.view.parts[k].mixer, call.mask, call.plans[k]
         steering = mixer.steering
         conv, ssm = (None, None) if memory is None else memory.read(mixer.width)
         inputs = mixer.inputs(hidden, conv, mask)
-        if self.observer is not None:
+        if call.observer is not None:
             seen = ScanInputs(steering, plan, inputs.x, inputs.delta, inputs.B, inputs.C, mask)
-            plan = self.observer.observe(k, seen) or plan
+            plan = call.observer.observe(k, seen) or plan
         index = None
-        if ssm is not None and hidden.shape[1] == 1:
+        if ssm is not None:
             ssm = ssm.to(torch.promote_types(torch.float32, hidden.dtype)).contiguous()
+        if ssm is not None and hidden.shape[1] == 1 and mask is None:
             y = mixer.step(inputs, steering, plan, ssm)
         else:
             if plan.keep is not None:
                 score = steering.scores(inputs.delta, plan.score_weight, self.backend)
-                index = select(score, plan.keep, self._protected)
+                index = select(score, plan.keep, call.protected)
             y, ssm = mixer.scan(inputs, steering, plan, mask, index, ssm)
         if memory is not None:
-            memory.write(inputs.raw, ssm, mixer.width)
+            memory.write(inputs.window, ssm)
         out = mixer.out(y, inputs.z if index is None else _gather(inputs.z, index))
-        return out if index is None else self._spread(out, index, hidden.shape[1])
+        return out if index is None else self._spread(out, index, hidden.shape[1], call)
 
-    def _begin(self, hidden: Tensor, mask: Tensor | None, memory: Memory | None) -> None:
+    def _begin(self, hidden: Tensor, mask: Tensor | None, memory: Memory | None) -> Call:
         """The first mixer of a call: which plan, for how many tokens of each row."""
         batch, L, _ = hidden.shape
-        asked, self._asked, self._kept, self._mask = self._asked, {}, None, None
+        here = self._here
+        settings = self.settings if here.settings is None else here.settings
+        call = here.call = Call(settings, here.total_length, here.observer, here.asked)
+        here.asked = {}
+        if mask is None:  # transformers hands none to its mixers where a token is decoded
+            mask = call.asked.get("attention_mask")
+        if isinstance(mask, Tensor):
+            if mask.dim() != 2 or mask.shape[0] != batch or mask.shape[1] < L:
+                raise ValueError(
+                    f"attention_mask has shape {tuple(mask.shape)}; attach reads a padding mask ({batch}, tokens)"
+                )
+            call.padding = read_padding(mask[:, -L:].to(hidden.device))
         state = _nothing_read(batch)
         fresh = memory is None or not memory.started()
         if memory is not None and not fresh:
@@ -135,65 +183,84 @@ class Attached:
                     "this cache was not filled by the attached model with as many rows; start with a new cache"
                 )
             state = before
+        on_cpu = None if call.mask is None else call.mask.cpu()
+        new = torch.full_like(state.length, L) if on_cpu is None else on_cpu.sum(1)
         if L == 1 and not fresh and state.total is None:  # a token that is decoded, not a piece of a prompt
-            growth = self._growth if self.filter_decode else None
-            self._plans = growth.layer_plans(state) if growth is not None else [PLAIN] * len(self.view.parts)
-            state.length += 1
-            return
-        state, self._mask = state.clone(), _left_padding(mask)
-        mask = self._mask
-        new = torch.full_like(state.length, L) if mask is None else mask.sum(1).cpu()
-        keep = asked.get("logits_to_keep", asked.get("num_last_tokens", 0))
-        self._protected = max(1, keep if isinstance(keep, int) else L)
-        self._decide(hidden, mask, state, fresh, (state.length + new).tolist(), asked)
-        self._plans = layer_plans(state.plans, self.sidecar, self.view, self._protected)
-        offsets = torch.arange(L).expand(batch, L) if mask is None else mask.cpu().long().cumsum(1) - 1
-        positions = state.length[:, None] + offsets
-        self.positions = positions if mask is None else positions.where(mask.cpu(), -1)
+            growth = settings.growth if settings.filter_decode else None
+            call.plans = growth.layer_plans(state) if growth is not None else [PLAIN] * len(self.view.parts)
+            state.length += new
+            return call
+        state = state.clone()
+        keep = call.asked.get("logits_to_keep", call.asked.get("num_last_tokens", 0))
+        call.protected = max(1, keep if isinstance(keep, int) else L)
+        self._decide(hidden, on_cpu, state, fresh, (state.length + new).tolist(), call)
+        call.plans = layer_plans(state.plans, settings.sidecar, self.view, call.protected)
+        positions = state.length[:, None] + torch.arange(L).expand(batch, L)
+        if on_cpu is not None and call.padding is not None:
+            positions = state.length[:, None] + on_cpu.long().cumsum(1) - 1
+            positions = call.padding.back(positions.where(on_cpu, -1))
+        here.positions = positions
         state.length = state.length + new
         if state.total is not None and bool((state.length >= state.total).all()):
             state.total = None
-        self.plan = state.plan
+        here.plan = state.plan
         if memory is not None:
             memory.remember(state)
+        return call
 
     def _decide(
-        self, hidden: Tensor, mask: Tensor | None, state: State, fresh: bool, reached: list[int], asked: dict[str, Any]
+        self, hidden: Tensor, mask: Tensor | None, state: State, fresh: bool, reached: list[int], call: Call
     ) -> None:
         """Set the state's plan; refuse what this call cannot decimate."""
-        if mask is not None and any(plan_at(self.sidecar, n, self.method, fresh).decimate for n in set(reached)):
+        sidecar, method = call.settings.sidecar, call.settings.method
+        if mask is not None and any(plan_at(sidecar, n, method, fresh).decimate for n in set(reached)):
             raise ValueError(
                 "rows of unequal length cannot be decimated in one call; give them one by one, or attach with "
                 "method='filter'"
             )
-        on_cpu = None if mask is None else mask.cpu()
-        plan_prompt(self.sidecar, hidden, on_cpu, state, fresh, self.total_length, self.method, self._protected)
+        plan_prompt(sidecar, hidden, mask, state, fresh, call.total_length, method, call.protected)
         if not any(plan.decimate for plan in state.plans):
             return
         if not self.family.decimates:
             raise ValueError(f"{self.family.name} cannot be decimated; attach with method='filter'")
-        if asked.get("labels") is not None:
+        if call.asked.get("labels") is not None:
             raise ValueError("a decimated prompt has fewer logits than labels; attach with method='filter' for a loss")
         if state.total is not None and reached[0] < state.total:
             raise ValueError("a prompt that is decimated must be given in one call; or attach with method='filter'")
 
     # -- decimation: the mixer's output is spread over the whole sequence, the block's is gathered again ----------
 
-    def _spread(self, out: Tensor, index: Tensor, L: int) -> Tensor:
-        self._kept, self._mask = index, None
-        if self.positions is not None:
-            self.positions = self.positions.gather(1, index.cpu())
+    def _spread(self, out: Tensor, index: Tensor, L: int, call: Call) -> Tensor:
+        call.kept, here = index, self._here
+        if here.positions is not None:
+            here.positions = here.positions.gather(1, index.cpu())
         whole = out.new_zeros(out.shape[0], L, out.shape[2])
         return whole.scatter_(1, index[:, :, None].expand_as(out), out)
 
     def _gather(self, block: nn.Module, args: Any, out: Any) -> Any:
         """A block's forward hook: after a decimating mixer, only the kept tokens go on."""
-        index, self._kept = self._kept, None
-        if index is None:
+        call = self._here.call
+        if call is None or call.kept is None:
             return None
+        index, call.kept = call.kept, None
         if isinstance(out, Tensor):
             return _gather(out, index)
         return tuple(_gather(t, index) for t in out)
+
+
+class MixerForward:
+    """The forward of one mixer of an attached model; torch.compile leaves it alone."""
+
+    def __init__(self, attached: Attached, k: int):
+        self._attached = attached
+        self._run = torch.compiler.disable(partial(attached.forward, k))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        out: Tensor = self._run(*args, **kwargs)
+        return out
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self._attached.__reduce_ex__(protocol)
 
 
 def _gather(t: Tensor, index: Tensor) -> Tensor:
@@ -206,12 +273,3 @@ def _nothing_read(batch: int) -> State:
     """A reading: a State whose tensors live in the foreign model's cache. Lengths stay on the CPU."""
     empty = torch.empty(0, batch)
     return State(conv=empty, ssm=empty, length=torch.zeros(batch, dtype=torch.int64), plan=Plan("none", 0))
-
-
-def _left_padding(mask: Tensor | None) -> Tensor | None:
-    """A padding mask (B, L) bool, checked; None if nothing is padded."""
-    if mask is None or bool(mask.all()):
-        return None
-    if bool((mask[:, 1:] < mask[:, :-1]).any()) or not bool(mask[:, -1].all()):
-        raise ValueError("attention_mask must be left padding (0 ... 0 1 ... 1 in every row); pad on the left")
-    return mask

@@ -6,6 +6,8 @@ layer, and the place where the reading of the whole sequence (a State without te
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -35,8 +37,8 @@ class Memory(Protocol):
     def read(self, width: int) -> tuple[Tensor | None, Tensor | None]:
         """The last W-1 inputs of the convolution (B, channels, W-1) and the ssm state; None before the first token."""
 
-    def write(self, raw: Tensor, ssm: Tensor, width: int) -> None:
-        """Append this call's inputs of the convolution, raw (B, L, channels), and replace the ssm state."""
+    def write(self, window: Tensor, ssm: Tensor) -> None:
+        """Replace both: the last W inputs of the convolution (B, channels, W), and the ssm state."""
 
     def reading(self) -> State | None: ...
     def remember(self, reading: State) -> None: ...
@@ -63,10 +65,11 @@ class TransformersMemory:
         conv = self.cache.get_conv_state(self.layer)
         return None if conv is None else conv[..., 1 - width :], self.cache.get_recurrent_state(self.layer)
 
-    def write(self, raw: Tensor, ssm: Tensor, width: int) -> None:
+    def write(self, window: Tensor, ssm: Tensor) -> None:
         if self.cache.is_recording_past(self.layer):
             raise ValueError("assisted generation rolls states back, which attach does not follow; generate without it")
-        self.cache.update_conv_state(raw.transpose(1, 2), self.layer, conv_kernel_size=width)
+        # The cache appends to what it holds and keeps the last W: a whole window replaces it.
+        self.cache.update_conv_state(window, self.layer, conv_kernel_size=window.shape[-1])
         self.cache.update_recurrent_state(ssm, self.layer)
 
     def reading(self) -> State | None:
@@ -76,16 +79,59 @@ class TransformersMemory:
         remember(self.cache, reading)
 
 
-def call_transformers(
-    mixer: Any, hidden_states: Tensor, cache_params: Any = None, attention_mask: Tensor | None = None, **more: Any
-) -> Call:
-    """transformers: mixer(hidden_states, cache_params=, attention_mask=)."""
-    if more.get("seq_idx") is not None:
-        raise ValueError("attach does not read packed sequences (seq_idx); give one sequence a row")
-    memory = None if cache_params is None else TransformersMemory(cache_params, mixer.layer_idx)
-    if attention_mask is not None and hidden_states.shape[1] > 1:
-        return Call(hidden_states, attention_mask[:, -hidden_states.shape[1] :].bool(), memory)
-    return Call(hidden_states, None, memory)  # a token that is decoded is never padding
+_CACHE = ("cache", "cache_params", "past_key_values")  # transformers' names for it: since 5.24, and before
+_UNREAD = {  # what a model passes on to all its layers, and its own Mamba layers do not read
+    "output_attentions", "output_hidden_states", "output_router_logits", "use_cache", "return_dict",
+    "position_ids", "position_embeddings", "num_items_in_batch",
+}  # fmt: skip
+_PACKED = ("seq_idx", "cu_seqlens", "cu_seq_lens_q", "cu_seq_lens_k")
+
+
+def cache_name(function: Any, host: str) -> str:
+    """What a function of transformers calls its cache. Raises ValueError for a library that has changed."""
+    named = inspect.signature(function).parameters
+    for name in _CACHE:
+        if name in named:
+            return name
+    raise ValueError(
+        f"{host} takes none of {', '.join(_CACHE)}; this transformers is not one longscan knows (docs/compatibility.md)"
+    )
+
+
+def refuse_packed(arguments: Mapping[str, Any]) -> None:
+    """Raise ValueError where several sequences lie in one row."""
+    for name in _PACKED:
+        if arguments.get(name) is not None:
+            raise ValueError(f"attach does not read packed sequences ({name}); give one sequence a row")
+
+
+def refuse_unknown(arguments: Mapping[str, Any], mixer: Any) -> None:
+    """Raise ValueError for what a mixer was called with and attach does not understand; None asks for nothing."""
+    refuse_packed(arguments)
+    for name, value in arguments.items():
+        if value is not None and name not in _UNREAD:
+            raise ValueError(
+                f"{type(mixer).__name__} was called with {name}, which attach does not understand; "
+                "leave it out, or detach(model)"
+            )
+
+
+def call_transformers(mixer: Any, *args: Any, **kwargs: Any) -> Call:
+    """transformers: mixer(hidden_states, cache, attention_mask), by whatever name the cache goes there."""
+    signature = inspect.signature(type(mixer).forward)
+    try:
+        bound = signature.bind(mixer, *args, **kwargs).arguments
+    except TypeError as error:
+        raise ValueError(f"{type(mixer).__name__} was called in a way attach does not understand: {error}") from error
+    bound |= bound.pop("kwargs", {})
+    del bound["self"]
+    hidden: Tensor = bound.pop("hidden_states")
+    mask = bound.pop("attention_mask", None)
+    caches = [cache for cache in (bound.pop(name, None) for name in _CACHE) if cache is not None]
+    if len(caches) > 1:
+        raise ValueError(f"{type(mixer).__name__} was called with two caches; give one")
+    refuse_unknown(bound, mixer)
+    return Call(hidden, mask, TransformersMemory(caches[0], mixer.layer_idx) if caches else None)
 
 
 class MambaSSMMemory:
@@ -103,15 +149,12 @@ class MambaSSMMemory:
         conv, ssm = self.params.key_value_memory_dict[self.layer]
         return conv[..., 1 - width :], ssm
 
-    def write(self, raw: Tensor, ssm: Tensor, width: int) -> None:
-        raw = raw.transpose(1, 2)
+    def write(self, window: Tensor, ssm: Tensor) -> None:
         held = self.params.key_value_memory_dict.get(self.layer)
-        before = held[0] if held is not None and self.started() else raw.new_zeros(*raw.shape[:2], width)
-        conv = torch.cat([before.to(raw.dtype), raw], dim=2)[..., -width:]
         if held is None:
-            self.params.key_value_memory_dict[self.layer] = (conv.contiguous(), ssm)
+            self.params.key_value_memory_dict[self.layer] = (window, ssm)
         else:  # allocated beforehand: keep its tensors
-            held[0].copy_(conv)
+            held[0].copy_(window)
             held[1].copy_(ssm)
 
     def reading(self) -> State | None:
@@ -123,8 +166,7 @@ class MambaSSMMemory:
 
 def call_mamba_ssm(mixer: Any, hidden_states: Tensor, inference_params: Any = None, **more: Any) -> Call:
     """mamba_ssm: mixer(hidden_states, inference_params=)."""
-    if any(value is not None for value in more.values()):
-        raise ValueError("attach does not read packed sequences (seq_idx, cu_seqlens); give one sequence a row")
+    refuse_unknown(more, mixer)
     if hidden_states.is_cuda and torch.cuda.is_current_stream_capturing():
         raise ValueError("a CUDA graph would freeze the filter at one length; generate with cg=False")
     memory = None if inference_params is None else MambaSSMMemory(inference_params, mixer.layer_idx)

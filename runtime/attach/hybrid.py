@@ -16,13 +16,14 @@ from ..errors import CheckpointError
 from ..model import LM
 from ..observer import Observer
 from ..plan import Plan
-from ..prefill import Output, is_open
+from ..prefill import Output, in_given_columns, is_open
 from ..prompts import Ids, as_batch, check_ids
 from ..source import Source
 from ..state import State
 from .attached import Attached
+from .call import Settings
 from .families import family_of
-from .hosts import reading_of, remember
+from .hosts import cache_name, reading_of, remember
 
 
 def load_hybrid(
@@ -107,8 +108,9 @@ class HybridLM(LM):
 
     def __init__(self, source: Source, config: ModelConfig, attached: Attached):
         weights: Any = attached.view
-        super().__init__(source, config, weights, None, attached.backend, attached.filter_decode)
+        super().__init__(source, config, weights, None, attached.backend, attached.settings.filter_decode)
         self._attached = attached
+        self._cache = cache_name(attached.model.forward, type(attached.model).__name__)
 
     @torch.inference_mode()
     def prefill(  # type: ignore[override]
@@ -128,7 +130,7 @@ class HybridLM(LM):
         if total_length is not None and math.isinf(total_length):
             raise ValueError("a hybrid's cache grows with the text: give a finite total_length, or none")
         batch, mask = as_batch(ids, attention_mask)
-        batch, mask = check_ids(batch.to(self.device), mask, self.weights.embedding.shape[0])
+        batch, mask, padding = check_ids(batch.to(self.device), mask, self.weights.embedding.shape[0])
         if state is not None and state.batch != batch.shape[0]:
             raise ValueError(f"ids have {batch.shape[0]} rows and the state {state.batch}; give one state row a prompt")
         L = batch.shape[1]
@@ -137,18 +139,18 @@ class HybridLM(LM):
             total_length = L + (0 if state is None else int(state.length.max()))
         now = batch.new_ones(batch.shape) if mask is None else mask.long()
         into = HybridState(None, now[:, :0]) if state is None else state.clone()
-        self._attached.read_with(self.sidecar, method, self.filter_decode)
         logits = self.weights.embedding.new_empty(len(batch), 0, 0)
-        for start in range(0, L, size):
-            piece = slice(start, start + size)
-            self._attached.total_length, self._attached.observer = total_length, observer
-            found = self._call(batch[:, piece], now[:, piece], into, logits_to_keep)
-            logits = found if start == 0 else torch.cat([logits, found], 1)[:, -logits_to_keep:]
-            if on_chunk is not None:
-                on_chunk(int(now[:, piece].sum()))
+        with self._attached.reading(self._settings(method), total_length, observer):
+            for start in range(0, L, size):
+                piece = slice(start, start + size)
+                found = self._call(batch[:, piece], now[:, piece], into, logits_to_keep)
+                logits = found if start == 0 else torch.cat([logits, found], 1)[:, -logits_to_keep:]
+                if on_chunk is not None:
+                    on_chunk(int(now[:, piece].sum()))
         seen = into.mask[:, -logits.shape[1] :]
         places = (into.mask.cumsum(1) - 1)[:, -logits.shape[1] :].where(seen > 0, -1)
-        return Output(logits, places, into, into.plan)  # type: ignore[arg-type]
+        out = Output(logits, places, into, into.plan)  # type: ignore[arg-type]
+        return out if logits_to_keep else in_given_columns(out, padding)
 
     @torch.inference_mode()
     def step(self, token: Tensor, state: HybridState) -> tuple[Tensor, HybridState]:  # type: ignore[override]
@@ -159,10 +161,12 @@ class HybridLM(LM):
             )
         if token.shape != state.length.shape:
             raise ValueError(f"token has shape {tuple(token.shape)}, expected {tuple(state.length.shape)}")
-        self._attached.read_with(self.sidecar, state.reading.method, self.filter_decode)
-        self._attached.observer = None
         ids = token.to(self.device)[:, None]
-        return self._call(ids, torch.ones_like(ids), state, 1)[:, 0], state
+        with self._attached.reading(self._settings(state.reading.method), None, None):
+            return self._call(ids, torch.ones_like(ids), state, 1)[:, 0], state
+
+    def _settings(self, method: str) -> Settings:
+        return Settings(self.sidecar, self._growth, method, self.filter_decode)
 
     def _call(self, ids: Tensor, mask: Tensor, state: HybridState, keep: int) -> Tensor:
         """The model itself: logits (B, keep or all, V) float32; `state` is updated in place."""
@@ -171,11 +175,11 @@ class HybridLM(LM):
             input_ids=ids,
             attention_mask=state.mask,
             position_ids=(state.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :],
-            past_key_values=state.cache,
             use_cache=True,
             logits_to_keep=keep,
+            **{self._cache: state.cache},
         )
-        state.cache = out.past_key_values
+        state.cache = out[self._cache]
         logits: Tensor = out.logits
         return logits if logits.dtype == torch.float64 else logits.float()
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...kernels import causal_conv1d, selective_scan, selective_step
+from ...kernels import selective_scan, selective_step
 from ..plan import LayerPlan
 from ..steering import Steering
-from .mixer import Inputs, wide
+from .mixer import Inputs, check_activation, convolve, wide
 
 
 class Mamba1:
@@ -20,6 +20,7 @@ class Mamba1:
     def __init__(self, mixer: Any, backend: str):
         if not mixer.dt_proj.weight.is_floating_point():
             raise ValueError("attach cannot read quantized dt_proj weights; load the model in a float dtype")
+        check_activation(mixer)
         self.mixer, self.backend = mixer, backend
 
     @property
@@ -36,13 +37,11 @@ class Mamba1:
         """hidden (B, L, M) and the conv state (B, D, W-1) -> everything the scan reads."""
         m = self.mixer
         raw, z = m.in_proj(hidden).chunk(2, dim=-1)
-        if mask is not None:
-            raw = raw * mask[:, :, None]
-        x, _ = causal_conv1d(raw, m.conv1d.weight[:, 0], m.conv1d.bias, conv, backend=self.backend)
+        x, window = convolve(raw, m.conv1d, conv, mask, self.backend)
         N = m.A_log.shape[1]
         low_rank, B, C = m.x_proj(x).split([m.dt_proj.weight.shape[1], N, N], dim=-1)
         low_rank, B, C = self.normed(low_rank, B, C)
-        return Inputs(raw, x, F.linear(low_rank, m.dt_proj.weight), B, C, z)
+        return Inputs(window, x, F.linear(low_rank, m.dt_proj.weight), B, C, z)
 
     def normed(self, low_rank: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What lies between x_proj and the scan: nothing in Mamba-1."""

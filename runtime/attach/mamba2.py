@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels import causal_conv1d, ssd_scan, ssd_step
+from ...kernels import ssd_scan, ssd_step
 from ..plan import LayerPlan
 from ..steering import Steering
-from .mixer import Inputs, wide
+from .mixer import Inputs, check_activation, convolve, wide
 
 
 class Mamba2:
@@ -20,6 +20,7 @@ class Mamba2:
     """
 
     def __init__(self, mixer: Any, backend: str):
+        check_activation(mixer)
         self.mixer, self.backend = mixer, backend
         self.groups, self.states, self.limit = self.sizes()
 
@@ -44,11 +45,9 @@ class Mamba2:
         channels, H = m.conv1d.weight.shape[0], m.A_log.shape[0]
         inner = channels - 2 * G * N
         z, raw, delta = m.in_proj(hidden).split([inner, channels, H], dim=-1)
-        if mask is not None:
-            raw = raw * mask[:, :, None]
-        seen, _ = causal_conv1d(raw, m.conv1d.weight[:, 0], m.conv1d.bias, conv, backend=self.backend)
+        seen, window = convolve(raw, m.conv1d, conv, mask, self.backend)
         x, B, C = seen.split([inner, G * N, G * N], dim=-1)
-        return Inputs(raw, x.unflatten(2, (H, -1)), delta, B.unflatten(2, (G, N)), C.unflatten(2, (G, N)), z)
+        return Inputs(window, x.unflatten(2, (H, -1)), delta, B.unflatten(2, (G, N)), C.unflatten(2, (G, N)), z)
 
     def scan(
         self, i: Inputs, s: Steering, plan: LayerPlan, mask: Tensor | None, index: Tensor | None, ssm: Tensor | None

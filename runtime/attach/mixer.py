@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ...kernels import causal_conv1d
+from ..padding import conv_inputs
 from ..plan import LayerPlan
 from ..steering import Steering
 
@@ -16,10 +18,11 @@ from ..steering import Steering
 class Inputs:
     """What the scan of one layer reads, and the convolution's inputs before it, for the cache.
 
-    raw: (B, L, conv channels), 0 where masked; x, z, delta, B, C as the family's scan takes them
+    window: (B, conv channels, W), its last W inputs, those of earlier calls among them
+    x, z, delta, B, C as the family's scan takes them
     """
 
-    raw: Tensor
+    window: Tensor
     x: Tensor
     delta: Tensor
     B: Tensor
@@ -40,6 +43,26 @@ class Mixer(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
     def step(self, i: Inputs, s: Steering, plan: LayerPlan, ssm: Tensor) -> Tensor: ...
     def out(self, y: Tensor, z: Tensor) -> Tensor: ...
+
+
+def convolve(
+    raw: Tensor, conv1d: Any, before: Tensor | None, mask: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor]:
+    """raw (B, L, E), the last W-1 inputs before it (B, E, W-1) -> silu(conv(raw)), and the last W inputs (B, E, W)."""
+    weight = conv1d.weight[:, 0]
+    if before is None:
+        before = raw.new_zeros(raw.shape[0], raw.shape[2], weight.shape[1] - 1)
+    raw, before = conv_inputs(raw, before, mask)
+    out, _ = causal_conv1d(raw, weight, conv1d.bias, before, backend=backend)
+    window = torch.cat([before.to(raw.dtype), raw[:, -weight.shape[1] :].transpose(1, 2)], 2)
+    return out, window[..., -weight.shape[1] :].contiguous()
+
+
+def check_activation(mixer: Any) -> None:
+    """Raise ValueError for a mixer that does not gate with silu, as the kernels do."""
+    name = getattr(mixer, "activation", "silu")
+    if name not in ("silu", "swish"):
+        raise ValueError(f"this model's activation is {name!r}; attach reads models with silu, as the published ones")
 
 
 def wide(t: Tensor) -> Tensor:

@@ -138,8 +138,46 @@ def test_left_padding_changes_nothing(lm, ids, method, relative_rms):
     assert relative_rms(out.logits, torch.cat([one.logits, two.logits])) < 1e-5
     assert out.positions.tolist() == [[61, 62, 63], [66, 67, 68]]
     assert out.plan == (one.plan, two.plan) and out.state.length.tolist() == [64, 69]
-    with pytest.raises(ValueError, match="left padding"):
-        lm.prefill(padded, attention_mask=mask.flip(1))
+    wrong = mask.clone()
+    wrong[1, 30] = 0
+    with pytest.raises(ValueError, match="a hole in row 1"):
+        lm.prefill(padded, attention_mask=wrong)
+    with pytest.raises(ValueError, match="row 0 of attention_mask holds no token"):
+        lm.prefill(padded, attention_mask=mask.index_fill(0, torch.tensor([0]), 0))
+    with pytest.raises(ValueError, match="1 at tokens and 0 at padding"):
+        lm.prefill(padded, attention_mask=(1.0 - mask) * -1e9)  # what some models add to attention scores
+
+
+@pytest.mark.parametrize("chunk", [None, 7])
+@pytest.mark.parametrize("method", ["none", "filter", "decimate", "both"])
+def test_padding_on_the_right_is_padding_on_the_left(lm, ids, method, chunk, relative_rms):
+    row = torch.cat([ids[1], torch.full((9,), 5)])
+    batch = torch.stack([torch.cat([ids[0], torch.full((9,), 5)]), torch.cat([row[64:], ids[0]])])
+    mask = torch.ones_like(batch)
+    mask[0, 64:], mask[1, :2], mask[1, 50:] = 0, 0, 0  # a row may be padded on both sides
+    out = lm.prefill(batch, method=method, attention_mask=mask, logits_to_keep=3, chunk=chunk)
+    for b, text in enumerate((batch[:1, :64], batch[1:, 2:50])):
+        alone = lm.prefill(text, method=method, logits_to_keep=3)
+        assert relative_rms(out.logits[b], alone.logits[0]) < 1e-5
+        assert out.positions[b].tolist() == alone.positions[0].tolist() and out.plan[b] == alone.plan
+        assert relative_rms(out.state.conv[:, b], alone.state.conv[:, 0]) < 1e-5
+        assert relative_rms(out.state.ssm[:, b], alone.state.ssm[:, 0]) < 1e-5
+    whole = lm.prefill(batch, method=method, attention_mask=mask, logits_to_keep=0, chunk=chunk)
+    if method in ("none", "filter"):  # every token is there, where it was given
+        assert whole.positions[0].tolist() == [*range(64), *[-1] * 9]
+        assert whole.positions[1].tolist() == [-1, -1, *range(48), *[-1] * 23]
+        assert relative_rms(whole.logits[0, 61:64], out.logits[0]) < 1e-5
+
+
+@pytest.mark.parametrize("pieces", [(20, 3), (1, 30), (2, 9)])
+def test_rows_go_on_from_a_state_by_pieces_of_unequal_length(lm, ids, pieces, relative_rms):
+    """A row's first new token follows its last old one, however its piece is padded."""
+    first = lm.prefill(ids[:, :30], method="filter")
+    out = lm.prefill([row[30 : 30 + n] for row, n in zip(ids, pieces)], state=first.state, method="filter")
+    for b, n in enumerate(pieces):
+        alone = lm.prefill(ids[b : b + 1, 30 : 30 + n], state=first.state.rows([b]), method="filter")
+        assert relative_rms(out.logits[b], alone.logits[0]) < 1e-5
+        assert relative_rms(out.state.conv[:, b], alone.state.conv[:, 0]) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ def build(name: str, vocab_size: int = 64) -> Any:
     return lively(transformers.AutoModelForCausalLM.from_config(config))
 
 
-def cache_of(out: Any) -> dict[str, Any]:
-    """The cache of an output, as the argument of the next call."""
-    name = "cache_params" if "cache_params" in out else "past_key_values"
+def cache_of(model: Any, out: Any) -> dict[str, Any]:
+    """The cache of an output, as the argument of the model's next call, by the name this transformers has for it."""
+    known = ("cache", "cache_params", "past_key_values")
+    name = next(name for name in known if name in inspect.signature(model.forward).parameters)
     return {name: out[name]}

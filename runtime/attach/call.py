@@ -1,0 +1,68 @@
+"""What one call of an attached model needs. It lives in the call: threads that share a model share none of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..growth import Growth
+from ..observer import Observer
+from ..padding import Padding
+from ..plan import LayerPlan, Plan
+from ..sidecar import Sidecar
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How prompts are read: see `attach`. `growth` is the sidecar's, None without one."""
+
+    sidecar: Sidecar | None
+    growth: Growth | None
+    method: str
+    filter_decode: bool
+
+
+@dataclass
+class Call:
+    """From the first mixer of a call to the last.
+
+    settings, total_length, observer: what the call began with
+    asked: the arguments of the model itself, where it was called as a whole
+    padding: of this call's tokens (B, L); None = none
+    plans: one a layer; protected: r
+    decoding: one generated token a row, which goes on by its prompt's plan
+    kept: (B, K) positions a mixer kept, until its block has gathered the residual stream
+    """
+
+    settings: Settings
+    total_length: float | None
+    observer: Observer | None
+    asked: Mapping[str, Any]
+    padding: Padding | None = None
+    plans: Sequence[LayerPlan] = ()
+    protected: int = 1
+    decoding: bool = False
+    kept: Tensor | None = None
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(B, L) bool, padding on the left."""
+        return None if self.padding is None else self.padding.mask
+
+
+class Here(threading.local):
+    """One thread's calls: the one under way, what the next begins with, and what the last prompt was read with."""
+
+    settings: Settings | None = None  # instead of the model's own
+    total_length: float | None = None
+    observer: Observer | None = None
+    call: Call | None = None
+    plan: Plan | tuple[Plan, ...] | None = None
+    positions: Tensor | None = None
+
+    def __init__(self) -> None:
+        self.asked: Mapping[str, Any] = {}
