@@ -12,7 +12,7 @@ from torch import Tensor
 from ..runtime.sidecar import Band
 from .channels import furthest, global_channels, score_weights
 from .measure import LayerMeasurement
-from .picks import DecimatePick, FilterPick, ScalePick, share_at, table_lengths
+from .picks import BEYOND, DecimatePick, FilterPick, ScalePick, share_at, table_lengths
 
 Sweep = Callable[[FilterPick, "DecimatePick | None", float, int], Tensor]  # share, length -> (n_layer, D)
 
@@ -46,23 +46,31 @@ class Tables:
         decimate: DecimatePick | None,
         scale: ScalePick | None,
         *,
+        shares: Mapping[int, float] | None = None,
+        top: int | None = None,
         only: bool = False,
     ) -> dict[str, Tensor]:
         """A band's tensors (names without their prefix).
 
         lengths: the calibrated ones; filters: length -> pick, empty for none
+        shares: kept shares at the calibrated lengths of all bands, so that m(S) has no seams; None: those of `filters`
+        top: the last length that this band's rows are asked for; None: there is none, it is the last band
         only: no rows but those a candidate needs to be scored at `lengths`
         """
         L, tensors = self.train_length, {}
         pick = filters[min(filters)] if filters else None
         # Decimation shortens scans, which look a stretched g up at lengths below the prompt's.
         few = only and not (decimate and pick and pick.fit == "stretched")
-        at = sorted(lengths) if few else table_lengths(L, max(lengths), lengths)
+        cheap = pick is None or pick.fit == "stretched"  # a row of a sequential fit costs a sweep of its length
+        last = max(lengths) if top is None or only else top
+        at = sorted(lengths) if few else table_lengths(L, last, lengths, fine=cheap and not only)
+        if top is None and cheap and not only:
+            at += [round(last * 2 ** (k / 2)) for k in range(1, BEYOND + 1)]
         if pick or scale:
             tensors["lengths"] = torch.tensor(at)
         if pick:
-            shares = {length: each.share for length, each in filters.items()}
-            kept = [share_at(n, shares, L) for n in at]
+            known = {length: each.share for length, each in filters.items()} if shares is None else shares
+            kept = [share_at(n, known, L) for n in at]
             if pick.fit == "stretched":
                 tensors["thresholds"] = self.thresholds(pick, kept)
             else:

@@ -86,23 +86,33 @@ NONE = Candidate()
 
 
 def share_at(length: float, shares: Mapping[int, float], train_length: int) -> float:
-    """Kept share at any length: log-linear between calibrated lengths, constant beyond the last.
+    """Kept share at a length above L, by the law of m(S) = share S / L, of which `shares` holds the calibrated lengths.
 
-    Below the first, where only scans shortened by decimation look, at least the training mass: max(share, L / S).
+    log m is linear in log S between neighbours, the first of which is L itself, where m = 1; beyond the last, m stays.
+    g has no such law: it is read off each channel's own distribution of delta at the share that m amounts to.
     """
-    known = sorted(shares)
-    if length <= known[0]:
-        return max(shares[known[0]], train_length / length) if length < known[0] else shares[known[0]]
-    if length >= known[-1]:
-        return shares[known[-1]]
-    high = next(n for n in known if n >= length)
-    low = known[known.index(high) - 1]
+    known = {train_length: 1.0, **shares}
+    last = max(known)
+    if length >= last:
+        return known[last] * last / length
+    high = min(n for n in known if n >= length)
+    if high == length:
+        return known[high]
+    low = max(n for n in known if n < length)
     weight = math.log(length / low) / math.log(high / low)
-    return math.exp((1 - weight) * math.log(shares[low]) + weight * math.log(shares[high]))
+    return math.exp((1 - weight) * math.log(known[low]) + weight * math.log(known[high]))
 
 
-def table_lengths(train_length: int, top: int, lengths: Sequence[int]) -> list[int]:
-    """Where a band's g is stored: just above L, then half octaves up to `top`, and the calibrated lengths."""
-    steps = math.ceil(2 * math.log2(max(top, train_length + 1) / train_length))
-    grid = {min(top, round(train_length * 2 ** (k / 2))) for k in range(1, steps + 1)}
+BEYOND = 12  # half octaves past the last calibrated length at which g is stored
+
+
+def table_lengths(train_length: int, top: int, lengths: Sequence[int], fine: bool = False) -> list[int]:
+    """Where a band's g is stored: just above L, then half octaves up to `top`, and the calibrated lengths.
+
+    fine: quarter octaves, the first in eighths (g rises from 0 there): between rows m(S) is met to a few percent
+    """
+    octaves = math.log2(max(top, train_length + 1) / train_length)
+    an_octave = 4 if fine else 2
+    steps = [k / an_octave for k in range(1, math.ceil(an_octave * octaves) + 1)] + [k / 8 for k in range(1, 8) if fine]
+    grid = {min(top, round(train_length * 2**step)) for step in steps}
     return sorted(n for n in {train_length + 1, *grid, *lengths} if n > train_length)

@@ -77,14 +77,21 @@ def _finite(bounds: tuple[float, float] | None) -> list[float] | None:
 def bands(
     tables: Tables, picks: Sequence[LengthPicks], chosen: Sequence[Candidate]
 ) -> list[tuple[Band, Mapping[str, Tensor]]]:
-    """One band a run of neighbouring lengths with the same picks but for the share; entries and tensors."""
+    """One band a run of neighbouring lengths at which "auto" does the same but for the share; entries and tensors.
+
+    What is stored for forcing alone (a decimation beside a filter that is used) is the first length's: it keeps fewer
+    tokens than any prompt of the band has.
+    """
     groups: list[list[tuple[LengthPicks, Candidate]]] = []
     for pair in zip(picks, chosen):
-        if groups and _key(*groups[-1][0]) == _key(*pair):
+        if groups and _key(groups[-1][0][1]) == _key(pair[1]):
             groups[-1].append(pair)
         else:
             groups.append([pair])
-    return [_band(tables, group) for group in groups]
+    filters = {pick.length: _stored(pick, best).filter for pick, best in zip(picks, chosen)}
+    shares = {length: each.share for length, each in filters.items() if each is not None}
+    firsts = [group[0][0].length for group in groups]
+    return [_band(tables, group, shares, top) for group, top in zip(groups, [*firsts[1:], None])]
 
 
 def _stored(pick: LengthPicks, best: Candidate) -> Candidate:
@@ -102,16 +109,18 @@ def _stored(pick: LengthPicks, best: Candidate) -> Candidate:
     return alone
 
 
-def _key(pick: LengthPicks, best: Candidate) -> tuple[Any, ...]:
-    whole = _stored(pick, best)
-    f = whole.filter
-    return best.method, (f.log_theta, f.layers, f.tilt, f.fit) if f else None, whole.decimate, whole.scale
+def _key(best: Candidate) -> tuple[Any, ...]:
+    """What "auto" does, but for the share."""
+    f = best.filter
+    return best.method, (f.log_theta, f.layers, f.tilt, f.fit) if f else None, best.decimate, best.scale
 
 
-def _band(tables: Tables, group: Sequence[tuple[LengthPicks, Candidate]]) -> tuple[Band, Mapping[str, Tensor]]:
+def _band(
+    tables: Tables, group: Sequence[tuple[LengthPicks, Candidate]], shares: Mapping[int, float], top: int | None
+) -> tuple[Band, Mapping[str, Tensor]]:
     lengths = [pick.length for pick, _ in group]
     stored = {pick.length: _stored(pick, best) for pick, best in group}
     filters = {length: whole.filter for length, whole in stored.items() if whole.filter is not None}
     first = stored[lengths[0]]
     entry = band_entry(group[0][1].method, filters, first.decimate, lengths, tables.train_length)
-    return entry, tables.band(lengths, filters, first.decimate, first.scale)
+    return entry, tables.band(lengths, filters, first.decimate, first.scale, shares=shares, top=top)

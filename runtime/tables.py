@@ -17,15 +17,12 @@ def look_up(lengths: Sequence[int], table: Tensor, length: float, interpolation:
     """Row of `table` (K, channels) at `length`; `lengths` (K,) ascend.
 
     "log" is linear in log S and log g between neighbours that are both > 0; a stored 0 stays 0 up to the next entry.
-    Beyond the last row the line through the last two goes on (an endless length keeps the last row); below the first
-    the first row holds. "nearest" is the papers' reading: the nearest entry, the shorter on a tie.
+    Below the first row the first holds, beyond the last the last: g has no law of its own that a line could go on by.
+    "nearest" is the papers' reading: the nearest entry, the shorter on a tie.
     """
     right = bisect_left(lengths, length)
-    beyond = right == len(lengths)
-    if right == 0 or (beyond and (interpolation == "nearest" or right == 1 or math.isinf(length))):
+    if right in (0, len(lengths)):
         return table[min(right, len(lengths) - 1)].clone()
-    if beyond:
-        right -= 1
     low, high = table[right - 1], table[right]
     if lengths[right] == length:
         return high.clone()
@@ -33,4 +30,4 @@ def look_up(lengths: Sequence[int], table: Tensor, length: float, interpolation:
         return (low if length - lengths[right - 1] <= lengths[right] - length else high).clone()
     weight = math.log(length / lengths[right - 1]) / math.log(lengths[right] / lengths[right - 1])
     between = torch.exp((1 - weight) * torch.log(low) + weight * torch.log(high))
-    return torch.where((low > 0) & (high > 0), between, high if beyond else low)
+    return torch.where((low > 0) & (high > 0), between, low)

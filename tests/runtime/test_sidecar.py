@@ -46,11 +46,10 @@ def test_thresholds_interpolate_in_log_log(sidecar):
     assert torch.equal(sidecar.thresholds(2, 17), low) and torch.equal(sidecar.thresholds(2, 64), high)
 
 
-def test_beyond_the_last_length_the_line_goes_on_and_the_plan_says_so(sidecar):
-    low, high = sidecar.tensors["bands.0.thresholds"][:, 2]
-    g = sidecar.thresholds(2, 64 * 64 / 17)  # as far beyond 64 as 17 lies below, in log S
-    torch.testing.assert_close(g[1::2], high[1::2] ** 2 / low[1::2])
-    assert (g[::2] == 0).all() and torch.equal(sidecar.thresholds(2, math.inf), high)
+def test_beyond_the_last_row_it_holds_and_the_plan_says_so(sidecar):
+    high = sidecar.tensors["bands.0.thresholds"][-1, 2]
+    for length in (65, 4096, math.inf):
+        assert torch.equal(sidecar.thresholds(2, length), high)
     assert sidecar.plan(65, "filter").extrapolated and not sidecar.plan(64, "filter").extrapolated
     assert sidecar.plan(65, "filter") == Plan("filter", 65)  # the flag is a remark, not a setting
 
@@ -65,7 +64,7 @@ def test_look_up_rules():
     assert look_up(at, table, 16, "nearest").tolist() == [0.0, 4.0]
     assert look_up(at, table, 5).tolist() == [0.0, 1.0] and look_up(at, table, 99).tolist() == [2.0, 0.0]
     assert look_up(at, table, 99, "nearest").tolist() == [2.0, 0.0]
-    assert look_up(at[:2], table[:2] + 1, 40).tolist() == pytest.approx([1.0, 12.5])  # 5/2 an octave
+    assert look_up(at[:2], table[:2] + 1, 40).tolist() == [1.0, 5.0]  # the last row holds: no line goes on
 
 
 def test_score_weights(sidecar):
