@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
@@ -13,7 +14,7 @@ from ..runtime.model import LM
 from ..runtime.sidecar import canonical
 from .assemble import assemble
 from .band_tables import Tables, band_entry
-from .console import progress
+from .console import progress, say
 from .journal import Journal
 from .picks import NONE, Candidate
 from .prefix import Prefix, read_whole
@@ -25,7 +26,7 @@ Objective = Literal["perplexity", "passkey", "mixed"]
 
 @dataclass(frozen=True)
 class Score:
-    """A candidate at one length, over the windows seen so far. Higher `value` is better."""
+    """A candidate at one length, over the windows seen so far. Higher `value` is better; no number is the worst."""
 
     losses: Tensor  # (n,) float64, nats per token; empty unless the objective needs it
     answered: Tensor  # (k,) float64 in [0, 1]: half exact match, half probability of the right answer
@@ -36,7 +37,8 @@ class Score:
         """-loss (perplexity), share answered (passkey), or answered - loss (mixed)."""
         loss = float(self.losses.mean()) if len(self.losses) else 0.0
         answered = float(self.answered.mean()) if len(self.answered) else 0.0
-        return answered - loss
+        value = answered - loss
+        return value if math.isfinite(value) else -math.inf
 
 
 @dataclass
@@ -52,6 +54,7 @@ class Arena:
     batch_tokens: int
     journal: Journal
     world: World = ALONE
+    purpose: str = "search"  # names these windows and trials in the journal
     token_layers: int = 0  # cost so far: tokens x layers processed
     _seen: dict[tuple[Candidate, int], Score] = field(default_factory=dict)
 
@@ -84,7 +87,8 @@ class Arena:
         tokens = 0 if new_windows is None else new_windows.numel()
         tokens += 0 if new_trials is None else new_trials.prompts.numel()
         self.token_layers += tokens * (self.n_layer - (prefix.stop if prefix else 0))
-        key = canonical([asdict(candidate), length, len(seen.losses), windows, len(seen.exact), trials])
+        seen_before = [len(seen.losses), windows, len(seen.exact), trials]
+        key = canonical([self.purpose, asdict(candidate), length, *seen_before])
         found = self.journal.get(key)
         if found is None:
             lm, method, read = self._model(candidate, length), candidate.method, prefix.read if prefix else read_whole
@@ -98,6 +102,8 @@ class Arena:
                 )
                 found["right"], found["probability"] = right.tolist(), probability.tolist()
             self.journal.put(key, found)
+        if not all(map(math.isfinite, [*found["losses"], *found["probability"]])):
+            say(f"{candidate.method} at {length}: some scores are no numbers, so it ranks last")
         right = torch.tensor(found["right"], dtype=torch.bool)
         probability = torch.tensor(found["probability"], dtype=torch.float64)
         return Score(

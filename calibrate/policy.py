@@ -1,7 +1,8 @@
-"""none, filter, decimate, both or scale, at each length: by paired held-out scores, and only beyond doubt."""
+"""none, filter, decimate, both or scale, at each length: by paired scores on fresh text, and only beyond doubt."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,35 +12,57 @@ from ..runtime.sidecar import Band
 from .arena import Arena, Score
 from .band_tables import Tables, band_entry
 from .bootstrap import clearly_better, interval
+from .errors import UserError
 from .picks import NONE, Candidate
+from .recipe import Policy
 from .search import LengthPicks
 
 
 def choose(
-    arena: Arena, picks: LengthPicks, allowed: Sequence[str], confidence: float, draws: int, seed: int
+    arena: Arena, picks: LengthPicks, allowed: Sequence[str], policy: Policy, seed: int, comparisons: int
 ) -> tuple[Candidate, list[dict[str, Any]]]:
     """The candidate "auto" uses at this length, and the comparison's table for the report.
 
-    A method is out if it is worse than the plain model on a task of the objective beyond the interval, and is chosen
-    over the plain model only if the objective's value is better beyond the interval.
+    arena: windows and trials that the search has not seen, so that what is reported is not the luck of the winner
+    comparisons: methods x lengths of the whole calibration, which the confidence is corrected for (Bonferroni)
+
+    Methods are tried in the order none, filter, decimate, both, scale, each against the one held so far: it takes over
+    if the objective's value is better beyond the corrected interval, if its loss is not worse beyond doubt, and if it
+    loses less than `policy.margin` of the passkeys, beyond doubt. Raises UserError where the plain model's scores are
+    no numbers.
     """
+    confidence = 1 - (1 - policy.confidence) / max(1, comparisons)
+    draws = max(policy.bootstrap, math.ceil(40 / (1 - confidence)))  # a tail of a few draws is no interval
     plain = arena.score(NONE, picks.length)
-    best, best_value = NONE, plain.value
+    if not math.isfinite(plain.value):
+        raise UserError(
+            f"the plain model's scores at {picks.length} tokens are no numbers; give --dtype float32 or other --lengths"
+        )
+    best, held = NONE, plain
     rows = [_row(picks.length, NONE, plain, None, None)]
     for candidate in (picks.filter, picks.decimate, picks.both, picks.scale):
         if candidate is None:
             continue
         score = arena.score(candidate, picks.length)
-        loss = score.losses - plain.losses
-        answered = score.answered - plain.answered
-        loss_in = interval(loss, confidence, draws, seed) if len(loss) else None
-        answered_in = interval(answered, confidence, draws, seed) if len(answered) else None
-        rows.append(_row(picks.length, candidate, score, loss_in, answered_in))
-        worse = (loss_in is not None and loss_in[0] > 0) or (answered_in is not None and answered_in[1] < 0)
-        better = clearly_better(score, plain, confidence, draws, seed)
-        if candidate.method in allowed and better and not worse and score.value > best_value:
-            best, best_value = candidate, score.value
+        rows.append(_row(picks.length, candidate, score, *_differences(score, plain, policy, seed)))
+        if candidate.method not in allowed:
+            continue
+        loss, answered = _differences(score, held, policy, seed)
+        worse = (loss is not None and not loss[0] <= 0) or (answered is not None and not answered[0] >= -policy.margin)
+        if not worse and clearly_better(score, held, confidence, draws, seed):
+            best, held = candidate, score
     return best, rows
+
+
+def _differences(
+    score: Score, other: Score, policy: Policy, seed: int
+) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
+    """Intervals of the paired differences in loss and in passkeys answered; None for what was not asked."""
+    loss, answered = score.losses - other.losses, score.answered - other.answered
+    return (
+        interval(loss, policy.confidence, policy.bootstrap, seed) if len(loss) else None,
+        interval(answered, policy.confidence, policy.bootstrap, seed) if len(answered) else None,
+    )
 
 
 def _row(
@@ -70,8 +93,8 @@ def _row(
 
 
 def _finite(bounds: tuple[float, float] | None) -> list[float] | None:
-    """For JSON; None where a single window says nothing."""
-    return None if bounds is None or abs(bounds[0]) == float("inf") else [round(v, 6) for v in bounds]
+    """For JSON; None where a single window says nothing, or scores are no numbers."""
+    return None if bounds is None or not all(map(math.isfinite, bounds)) else [round(v, 6) for v in bounds]
 
 
 def bands(

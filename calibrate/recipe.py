@@ -183,8 +183,13 @@ class Scale:
 
 @dataclass(frozen=True)
 class Policy:
-    confidence: float = setting(0.95, number(0.5, 1), "a method is picked only if it is no worse with this confidence")
-    bootstrap: int = setting(1000, integer(100, 1_000_000), "resamples behind that confidence")
+    confidence: float = setting(
+        0.95,
+        number(0.5, 1),
+        "a method is picked only if it is better with this confidence over all methods x lengths",
+    )
+    margin: float = setting(0.05, number(0, 1), "share of the passkeys a picked method may lose, at most, beyond doubt")
+    bootstrap: int = setting(1000, integer(100, 1_000_000), "resamples behind that confidence, at least")
 
 
 @dataclass(frozen=True)
@@ -206,7 +211,9 @@ class Recipe:
     held_out: float = setting(0.25, _share, "share of the texts that candidates are compared on")
     seed: int = setting(0, _seed, "of every draw")
     objective: Literal["perplexity", "passkey", "mixed"] = setting(
-        "perplexity", choice("perplexity", "passkey", "mixed"), "what a pick must be no worse on; mixed: on neither"
+        "mixed",
+        choice("perplexity", "passkey", "mixed"),
+        "what a pick must be no worse on; mixed: on neither, unless the plain model answers no passkeys even at L",
     )
     method: Literal["auto", "none", "filter", "decimate", "both", "scale"] = setting(
         "auto", choice("auto", "none", "filter", "decimate", "both", "scale"), "candidates; auto: all"

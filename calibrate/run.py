@@ -18,21 +18,23 @@ from ..runtime.sidecar import Band, Sidecar, canonical
 from .arena import Arena, Objective
 from .assemble import assemble
 from .band_tables import Tables, band_entry
-from .console import say
+from .console import progress, say
 from .errors import UserError
 from .journal import Journal
 from .measure import LayerMeasurement, measured, tokens_a_batch
 from .picks import Candidate, DecimatePick, FilterPick
 from .policy import bands, choose
 from .published import published_decimation, published_filter
+from .recall import settle_objective
 from .recipe import Recipe, to_json
-from .score import DEPTHS, passkey_trials
+from .score import DEPTHS, PasskeyTrials, passkey_trials
 from .search import Search, plain_scores
 from .sequential import Sweeper
 from .texts import Texts, read_texts, split_documents
 from .windows import token_windows
 from .world import ALONE, World
 
+_JUDGED = 4  # times as many windows decide at a short length as are searched on
 _MOST_TAIL = 100  # target tokens a window, as in the published protocol
 
 
@@ -128,41 +130,68 @@ def calibrate(lm: LM, recipe: Recipe, options: Options, world: World = ALONE) ->
         fixed = _published_band(lm, recipe, options, tables, published)
         return finish([fixed], tokens=windows.numel())
 
-    arena = _arena(lm, tables, held_out, batch_tokens, options, journal, world)
+    objective, answered = settle_objective(
+        lm, held_out, L, options.objective, options.seed, batch_tokens, journal, world
+    )
+    provenance |= {"decided_by": objective, "passkeys_at_train_length": answered}
+    arena, judges = _arenas(lm, tables, held_out, batch_tokens, options, objective, journal, world)
     plain_scores(arena, lengths)
     search = Search(arena, recipe, lengths, options.seed)
     picks = search.run(set(allowed))
     provenance["fits"] = sorted(search.fits, key=lambda fit: fit["length"])
     chosen: list[Candidate] = []
     scores: list[dict[str, Any]] = []
-    for pick in picks:
-        best, rows = choose(arena, pick, allowed, recipe.policy.confidence, recipe.policy.bootstrap, options.seed)
+    for pick in progress(picks, "deciding on fresh text", unit="length"):
+        judge = judges[pick.length]
+        best, rows = choose(judge, pick, allowed, recipe.policy, options.seed, len(allowed) * len(lengths))
         chosen.append(best)
         scores += rows
     found = bands(tables, picks, chosen)
-    spent = (arena.token_layers + sweeper.token_layers) / len(layers) + windows.numel()
+    judged = sum(judge.token_layers for judge in judges.values())
+    spent = (arena.token_layers + judged + sweeper.token_layers) / len(layers) + windows.numel()
     return finish(found, scores, int(spent), spent / _distinct_tokens(arena, lengths))
 
 
-def _arena(
+def _arenas(
     lm: LM,
     tables: Tables,
     held_out: Sequence[Tensor],
     batch_tokens: int,
     options: Options,
+    objective: Objective,
     journal: Journal,
     world: World,
-) -> Arena:
+) -> tuple[Arena, dict[int, Arena]]:
+    """Where candidates are searched, and by length where the winners are judged: windows and passkeys apart.
+
+    Judging wants more of them, and short ones cost little: up to four times as many as are searched on.
+    """
     lengths = sorted(options.lengths)
     tail = min(_MOST_TAIL, options.train_length // 2)
-    windows, trials = None, {}
-    if options.objective != "passkey":
-        windows = token_windows(held_out, lengths[-1], options.samples, tail=tail, seed=options.seed)
-    if options.objective != "perplexity":
-        count = len(DEPTHS) * -(-options.samples // 4)
-        depths = [DEPTHS[i % len(DEPTHS)] for i in range(count)]
-        trials = {n: passkey_trials(lm, held_out, n, depths, "calibrate", options.seed) for n in lengths}
-    return Arena(lm, tables, options.objective, windows, trials, tail, batch_tokens, journal, world)
+    more = {n: options.samples * min(_JUDGED, max(1, lengths[-1] // n)) for n in lengths}
+    search_windows = judge_windows = None
+    if objective != "passkey":
+        count = options.samples + max(more.values())
+        windows = token_windows(held_out, lengths[-1], count, tail=tail, seed=options.seed)
+        searched = max(1, round(len(windows) * options.samples / count))
+        search_windows, judge_windows = windows[:searched], windows[searched:]
+        if not len(judge_windows):
+            raise UserError("the held-out text has one window alone, to search or to decide on; give longer texts")
+
+    def trials(samples: int, length: int, seed: int) -> PasskeyTrials:
+        depths = [DEPTHS[i % len(DEPTHS)] for i in range(len(DEPTHS) * -(-samples // 4))]
+        return passkey_trials(lm, held_out, length, depths, "calibrate", seed)
+
+    def arena(windows: Tensor | None, asked: dict[int, PasskeyTrials], purpose: str) -> Arena:
+        return Arena(lm, tables, objective, windows, asked, tail, batch_tokens, journal, world, purpose)
+
+    recall = objective != "perplexity"
+    search = arena(search_windows, {n: trials(options.samples, n, options.seed) for n in lengths if recall}, "search")
+    judges = {}
+    for n in lengths:
+        fresh = {n: trials(more[n], n, options.seed + 1)} if recall else {}
+        judges[n] = arena(None if judge_windows is None else judge_windows[: more[n]], fresh, "judge")
+    return search, judges
 
 
 def _distinct_tokens(arena: Arena, lengths: Sequence[int]) -> int:
