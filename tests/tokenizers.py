@@ -16,8 +16,8 @@ SPECIAL = ["<unk>", "<s>", "</s>", "<|im_end|>"]
 
 
 def with_bytes(tokenizer: Tokenizer) -> Tokenizer:
-    """The same with <0x00> ... <0xFF>, which trainers do not make."""
-    data = json.loads(tokenizer.to_str())
+    """The same with <0x00> ... <0xFF>, which trainers do not make, and without a pre-tokeniser."""
+    data = json.loads(tokenizer.to_str()) | {"pre_tokenizer": None}
     vocabulary = data["model"]["vocab"]
     for byte in range(256):
         vocabulary[f"<0x{byte:02X}>"] = len(vocabulary)
@@ -39,13 +39,15 @@ def byte_level(prefix_space: bool = False) -> Tokenizer:
 def byte_fallback() -> Tokenizer:
     """Llama 2, Mistral, Codestral-Mamba, Zamba2: a normaliser puts the space before a text, a decoder strips it."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()  # while it learns, so that no token goes beyond a word
     ascii_alone = [text.replace("\n", " ") for text in TEXTS if text.isascii()]
     tokenizer.train_from_iterator(ascii_alone, trainers.BpeTrainer(vocab_size=90, special_tokens=SPECIAL))
-    return with_bytes(tokenizer)
+    tokenizer = with_bytes(tokenizer)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return tokenizer
 
 
 def metaspace_fallback() -> Tokenizer:
