@@ -50,10 +50,11 @@ def start_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     begin: list[int] | None = None
     found = []
     for one in tokenizer.encode_batch([*_checked(texts), "a"]):  # "a": an empty text does not tell before from after
-        own = [at for at, added in enumerate(one.special_tokens_mask) if not added]  # what the text spells is its own
-        if own and begin is None:
-            begin = one.ids[: own[0]]
-        found.append(one.ids[own[0] : own[-1] + 1] if own else [])
+        ids, added = one.ids, one.special_tokens_mask  # 1 where the tokenizer added it, 0 where the text spells it
+        first = added.index(0) if 0 in added else len(ids)
+        if begin is None and first < len(ids):
+            begin = ids[:first]
+        found.append(ids[first : len(ids) - added[::-1].index(0)] if first < len(ids) else [])
     begin = begin or []
     return [ids if ids[: len(begin)] == begin else begin + ids for ids in found[:-1]]
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from longscan.calibrate.errors import UserError
 from longscan.calibrate.passkey import WORDINGS, answer
 from longscan.calibrate.run import encode
-from longscan.runtime import CheckpointError, load
+from longscan.runtime import CheckpointError, load, source
 from longscan.runtime.config import eos_ids_of
 from longscan.runtime.detokenize import TextStream
 from longscan.runtime.generate import generate_batch, generate_text
@@ -23,6 +25,8 @@ from ..checkpoints import random_tensors, write_state_spaces
 from ..tokenizers import KINDS, with_template
 
 BUILT = {name: build() for name, build in KINDS.items()}
+for built in BUILT.values():
+    built.add_tokens([AddedToken("<tool>", lstrip=True, rstrip=True), "é😀", AddedToken("<|x|>", special=True)])
 BYTES = b"\xd0\x94\xe4\xb8\xad\xf0\x9f\x98\x80 A\n"
 LETTERS = st.sampled_from("ab the'.,\n  ▁Привет中文字한국😀é\u0301\u200d\ufffd")
 TEXT = st.text(st.one_of(LETTERS, st.characters(codec="utf-8")), max_size=30)
@@ -255,6 +259,16 @@ def test_eos_ids_of_both_configs(folder, tmp_path):
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1, null]}')
     with pytest.raises(CheckpointError, match=r"generation_config\.json says eos_token_id \[1, None\]"):
         eos_ids_of(tmp_path, 5)
+
+
+def test_the_hub_brings_both_configs(folder, tmp_path, monkeypatch):
+    def download(repo, revision, patterns):
+        for path in {path for pattern in patterns for path in folder.glob(pattern)}:
+            shutil.copy(path, tmp_path)
+        return tmp_path
+
+    monkeypatch.setattr(source, "download", download)
+    assert load("someone/model").config.eos_token_ids == (2, 3, 7)
 
 
 def test_a_tokenizer_beyond_the_model_is_refused(folder, tmp_path):
