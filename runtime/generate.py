@@ -168,6 +168,8 @@ def _tokens(
     settings = Sampling(**sampling)
     if max_new_tokens < 0:
         raise ValueError(f"need max_new_tokens >= 0, found {max_new_tokens}")
+    if seed is not None and not -(2**63) <= seed < 2**63:
+        raise ValueError(f"need a seed of at most 63 bits, found {seed}")
     batch, device = len(prompts), lm.device
     generators = [None if seed is None else torch.Generator(device).manual_seed(seed + b) for b in range(batch)]
     ends = stop | set(_eos(lm))

@@ -185,6 +185,20 @@ def test_stops_cut_at_their_first_occurrence(demo, text, stops):
     assert found == text[: min(text.find(s) for s in stops if 0 <= text.find(s) <= first - len(s))]
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text("ab", max_size=5), max_size=5), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
+def test_stops_do_not_depend_on_where_pieces_end(pieces, stops):
+    def cut(pieces):
+        cutter, found = StopCutter(stops), ""
+        for piece in pieces:
+            found += cutter.push(piece)
+            if cutter.stopped:
+                return found
+        return found + cutter.flush()
+
+    assert cut(pieces) == cut("".join(pieces))
+
+
 def test_the_work_a_token_does_not_grow(demo):
     class Counting:
         longest = 0
@@ -239,6 +253,8 @@ def test_more_impossible_options(demo, options):
         list(demo.generate("x", **options))
     with pytest.raises(ValueError, match="stop string"):
         list(demo.generate("x", stop=["", "a"]))
+    with pytest.raises(ValueError, match="seed"):
+        list(demo.generate("x", seed=2**70))
     with pytest.raises(ValueError, match="empty"):
         list(demo.generate(["x", ""]))
     with pytest.raises(ValueError, match="all texts or all ids"):

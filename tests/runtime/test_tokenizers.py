@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,14 +21,16 @@ from longscan.runtime import CheckpointError, load, source
 from longscan.runtime.config import eos_ids_of
 from longscan.runtime.detokenize import TextStream
 from longscan.runtime.generate import generate_batch, generate_text
-from longscan.runtime.tokenizer import inside_ids, plain_ids, start_ids
+from longscan.runtime.tokenizer import inside_ids, plain_ids, read_tokenizer, start_ids
 
 from ..checkpoints import random_tensors, write_state_spaces
 from ..tokenizers import KINDS, with_template
+from .attach.models import build
 
 BUILT = {name: build() for name, build in KINDS.items()}
 for built in BUILT.values():
     built.add_tokens([AddedToken("<tool>", lstrip=True, rstrip=True), "é😀", AddedToken("<|x|>", special=True)])
+NEOX = Path(__file__).parents[1] / "data" / "gpt-neox-20b.json.gz"
 BYTES = b"\xd0\x94\xe4\xb8\xad\xf0\x9f\x98\x80 A\n"
 LETTERS = st.sampled_from("ab the'.,\n  ▁Привет中文字한국😀é\u0301\u200d\ufffd")
 TEXT = st.text(st.one_of(LETTERS, st.characters(codec="utf-8")), max_size=30)
@@ -195,10 +199,18 @@ def test_inside_a_text_a_word_goes_on():
     )
 
 
+@pytest.mark.parametrize("name", ["byte_fallback", "metaspace_fallback", "metaspace"])
+def test_a_passkey_is_asked_for_with_its_own_spaces(name):
+    """What stands behind the question is the answer that a model can give: no second space."""
+    tokenizer = BUILT[name]
+    question, answered = (inside_ids(tokenizer, [text])[0] for text in (WORDINGS[0].question, answer("aaaaa")))
+    assert tokenizer.decode([tokenizer.token_to_id("a"), *question, *answered]).endswith(" key is aaaaa.")
+
+
 def test_inside_a_text_byte_level_tokens_are_the_plain_ones():
     """What calibrations and their passkeys were made of does not change."""
     texts = [f(" ") if callable(f) else f for w in WORDINGS for f in (w.question, w.hide("01234"), answer("01234"))]
-    for tokenizer in (BUILT["byte_level"], load("demo").tokenizer):
+    for tokenizer in (BUILT["byte_level"], load("demo").tokenizer, read_tokenizer(gzip.decompress(NEOX.read_bytes()))):
         assert inside_ids(tokenizer, [*texts, "\n\n x", "  y"]) == plain_ids(tokenizer, [*texts, "\n\n x", "  y"])
 
 
@@ -259,6 +271,14 @@ def test_eos_ids_of_both_configs(folder, tmp_path):
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1, null]}')
     with pytest.raises(CheckpointError, match=r"generation_config\.json says eos_token_id \[1, None\]"):
         eos_ids_of(tmp_path, 5)
+
+
+def test_eos_ids_of_a_hybrid(tmp_path):
+    build("zamba2").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"eos_token_id": [2, 3]}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 7}))
+    assert load(tmp_path).config.eos_token_ids == (2, 3, 7)
 
 
 def test_the_hub_brings_both_configs(folder, tmp_path, monkeypatch):
