@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from record import keep
 from shapes import VOCABULARY, write_state_spaces
-from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
@@ -33,6 +32,7 @@ from longscan.runtime import LM, load
 from longscan.runtime.forward import Stream, embed, run_layers
 from longscan.runtime.observer import ScanInputs
 from longscan.runtime.plan import PLAIN
+from longscan.runtime.tokenizer import plain_ids, read_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT, TOKENIZER = ROOT / "calibrate" / "demo" / "calibration.txt", ROOT / "tests" / "data" / "gpt-neox-20b.json.gz"
@@ -72,8 +72,7 @@ def tokens(count: int, text: bool) -> Tensor:
     """Ids (count,): of the bundled text's beginning, or drawn at random."""
     if not text:
         return torch.randint(0, VOCABULARY, (count,), generator=torch.Generator().manual_seed(0))
-    tokenizer = Tokenizer.from_buffer(gzip.decompress(TOKENIZER.read_bytes()))
-    ids = tokenizer.encode(TEXT.read_text(encoding="utf-8")).ids
+    [ids] = plain_ids(read_tokenizer(gzip.decompress(TOKENIZER.read_bytes())), [TEXT.read_text(encoding="utf-8")])
     if len(ids) < count:
         raise SystemExit(f"Error: the text has {len(ids):,} tokens, {len(ids) // WINDOW} windows; ask for no more")
     return torch.tensor(ids[:count])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..runtime import load
 from ..runtime.sidecar import find_file
-from ..runtime.tokenizer import eos_id
+from ..runtime.tokenizer import eos_ids, plain_ids, start_ids
 from .assemble import producer_version
 from .console import progress
 from .summary import calibrated_lengths
@@ -62,7 +62,7 @@ class LongScanLM(TemplateLM):
         self.max_gen_toks = int(max_gen_toks)
         self.rows = None if str(batch_size).startswith("auto") else int(batch_size or 1)
         self._device = self.lm.device
-        self._eos = eos_id(self.lm.tokenizer, self.lm.config)
+        self._eos = next(iter(eos_ids(self.lm.tokenizer, self.lm.config)), None)
         self.plans: Counter[str] = Counter()  # resolved method -> prompts read with it
 
     @property
@@ -71,7 +71,11 @@ class LongScanLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before the first token of a text: end-of-text, or a newline where the model has none."""
+        """What stands before the first token of a text: the tokenizer's BOS if it puts one there, else end-of-text, or
+        a newline where the model has none."""
+        begin = self.tok_encode("")
+        if begin:
+            return begin[-1]
         return self.tok_encode("\n")[0] if self._eos is None else self._eos
 
     @property
@@ -87,7 +91,19 @@ class LongScanLM(TemplateLM):
         return self.lm.source.name.replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        return self.lm.tokenizer.encode(string, add_special_tokens=bool(add_special_tokens)).ids
+        """Ids of a text that begins, as `LM.generate` reads it; add_special_tokens=False: nothing before it."""
+        encode = plain_ids if add_special_tokens is False else start_ids
+        return encode(self.lm.tokenizer, [string])[0]
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """The ids of context + continuation, cut in two; a token that spans the border belongs to the continuation.
+
+        White space at the end of the context goes to the continuation, as everywhere in the harness.
+        """
+        stripped = context.rstrip()
+        whole, alone = self.tok_encode(context + continuation), self.tok_encode(stripped)
+        cut = next((at for at, (x, y) in enumerate(zip(whole, alone)) if x != y), min(len(whole), len(alone)))
+        return whole[:cut] or [self.prefix_token_id], whole[cut:]
 
     def get_model_info(self) -> dict[str, Any]:
         """Goes into the results: which model, which sidecar (its file's sha256), what was done to the prompts."""
@@ -163,7 +179,7 @@ class LongScanLM(TemplateLM):
         owners: list[int] = []
         windows: list[tuple[Any, list[int], list[int]]] = []
         for index, request in enumerate(requests):
-            tokens = self.tok_encode(request.args[0])
+            tokens = self.tok_encode(request.args[0], add_special_tokens=False)  # the first window brings the prefix
             rolling = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1)
             for context, continuation in map(make_disjoint_window, rolling):
                 owners.append(index)

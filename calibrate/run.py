@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..runtime.model import LM
 from ..runtime.sidecar import Band, Sidecar, canonical
+from ..runtime.tokenizer import plain_ids
 from .arena import Arena, Objective
 from .assemble import assemble
 from .band_tables import Tables, band_entry
@@ -82,9 +83,18 @@ def allowed_methods(method: str, recipe: Recipe, hybrid: bool = False) -> list[s
 
 
 def encode(lm: LM, texts: Texts) -> list[Tensor]:
-    """Token ids of each document, (T,) int64."""
-    encoded = lm.tokenizer.encode_batch([document for document in texts.documents], add_special_tokens=False)
-    return [torch.tensor(one.ids, dtype=torch.int64) for one in encoded]
+    """Token ids of each document, (T,) int64: without BOS, because windows begin in the middle of a text.
+
+    Raises UserError where the model has no embedding for a token.
+    """
+    found = [torch.tensor(ids, dtype=torch.int64) for ids in plain_ids(lm.tokenizer, list(texts.documents))]
+    largest = max((int(ids.max()) for ids in found if len(ids)), default=0)
+    vocabulary = len(lm.weights.embedding)
+    if largest >= vocabulary:
+        raise UserError(
+            f"the texts hold token {largest} and the model knows {vocabulary}; is this the model's own tokenizer.json?"
+        )
+    return found
 
 
 def calibrate(lm: LM, recipe: Recipe, options: Options, world: World = ALONE) -> Calibration:

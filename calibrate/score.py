@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..runtime.model import LM
 from ..runtime.state import State
+from ..runtime.tokenizer import inside_ids
 from .errors import UserError
 from .passkey import WORDINGS, Split, answer, draw_key, is_answered
 from .prefix import Read, read_all
@@ -65,21 +66,25 @@ def passkey_trials(
     """One prompt of exactly `length` tokens for each entry of `depths`: a key hidden at that depth of running text.
 
     documents: token ids of the haystack's texts. Raises UserError if the length is too short to hold the task, or no
-    document is long enough.
+    document is long enough. Everything is in the middle of a text: no BOS, and no space but the wording's own.
     """
-    wording, encode = WORDINGS[0], lm.tokenizer.encode
+    wording = WORDINGS[0]
     rng = random.Random(f"passkey {seed} {length} {split}")
-    question = encode(wording.question, add_special_tokens=False).ids
+
+    def encode(text: str) -> list[int]:
+        return inside_ids(lm.tokenizer, [text])[0]
+
+    question = encode(wording.question)
     prompts: list[list[int]] = []
     answers: list[list[int]] = []
     keys: list[str] = []
     for depth in depths:
         while True:  # keys whose answer has another number of tokens cannot share a batch
             key = draw_key(rng, split)
-            answered = encode(answer(key), add_special_tokens=False).ids
+            answered = encode(answer(key))
             if not answers or len(answered) == len(answers[0]):
                 break
-        needle = encode(wording.hide(key), add_special_tokens=False).ids
+        needle = encode(wording.hide(key))
         room = length - len(needle) - len(question)
         if room < 0:
             raise UserError(

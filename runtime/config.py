@@ -37,7 +37,7 @@ class ModelConfig:
     rms_norm: bool
     residual_in_fp32: bool
     tie_embeddings: bool
-    eos_token_id: int | None
+    eos_token_ids: tuple[int, ...]  # each ends a text; none: the tokenizer's <|endoftext|>, if it has one
     train_length: int | None
     neox_vocabulary: bool
     mamba2: Mamba2Config | None = None  # None: Mamba-1 layers
@@ -46,15 +46,39 @@ class ModelConfig:
     @staticmethod
     def read(path: Path) -> ModelConfig:
         """Read config.json. Raises CheckpointError if it is not that of a Mamba language model we run."""
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise CheckpointError(f"cannot read {path.name}: {error.strerror}; check the file") from error
-        except ValueError as error:
-            raise CheckpointError(f"{path.name} is not valid JSON ({error}); download the model again") from error
-        if not isinstance(data, dict):
-            raise CheckpointError(f"{path.name} holds no JSON object; download the model again")
-        return _state_spaces(data) if "d_model" in data and "ssm_cfg" in data else _transformers(data)
+        data = _object(path)
+        ends = eos_ids_of(path.parent, data.get("eos_token_id"))
+        return _state_spaces(data, ends) if "d_model" in data and "ssm_cfg" in data else _transformers(data, ends)
+
+
+def eos_ids_of(folder: Path, configured: Any) -> tuple[int, ...]:
+    """The ids that end a text: config.json's `eos_token_id`, an id or a list of them, then generation_config.json's.
+
+    Raises CheckpointError on anything else.
+    """
+    path = folder / "generation_config.json"
+    found: list[int] = []
+    for name, given in (
+        ("config.json", configured),
+        (path.name, _object(path).get("eos_token_id") if path.is_file() else None),
+    ):
+        ids = given if isinstance(given, list) else [] if given is None else [given]
+        if not all(type(one) is int for one in ids):
+            raise CheckpointError(f"{name} says eos_token_id {given!r}; expected a token id or a list of them")
+        found += ids
+    return tuple(dict.fromkeys(found))
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path.name}: {error.strerror}; check the file") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path.name} is not valid JSON ({error}); download the model again") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path.name} holds no JSON object; download the model again")
+    return data
 
 
 def is_hybrid(path: Path) -> bool:
@@ -75,7 +99,7 @@ def _get(data: dict[str, Any], key: str, kind: type) -> Any:
     return data[key]
 
 
-def _state_spaces(data: dict[str, Any]) -> ModelConfig:
+def _state_spaces(data: dict[str, Any], ends: tuple[int, ...]) -> ModelConfig:
     layer = data["ssm_cfg"] if isinstance(data["ssm_cfg"], dict) else {}
     flavour = str(layer.get("layer", "Mamba1"))
     if flavour not in ("Mamba1", "Mamba2"):
@@ -96,7 +120,7 @@ def _state_spaces(data: dict[str, Any]) -> ModelConfig:
         rms_norm=bool(data.get("rms_norm", True)),
         residual_in_fp32=bool(data.get("residual_in_fp32", True)),
         tie_embeddings=bool(data.get("tie_embeddings", True)),
-        eos_token_id=data.get("eos_token_id"),
+        eos_token_ids=ends,
         train_length=data.get("train_length", PILE_TRAIN_LENGTH if vocabulary in _PILE_VOCAB else None),
         neox_vocabulary=vocabulary in _PILE_VOCAB,
         mamba2=_state_spaces_mamba2(layer) if flavour == "Mamba2" else None,
@@ -113,7 +137,7 @@ def _state_spaces_mamba2(layer: dict[str, Any]) -> Mamba2Config:
     )
 
 
-def _transformers(data: dict[str, Any]) -> ModelConfig:
+def _transformers(data: dict[str, Any], ends: tuple[int, ...]) -> ModelConfig:
     kind = data.get("model_type")
     if kind not in ("mamba", "mamba2", "falcon_mamba"):
         raise CheckpointError(
@@ -123,7 +147,6 @@ def _transformers(data: dict[str, Any]) -> ModelConfig:
     if data.get("hidden_act", "silu") != "silu":
         raise CheckpointError(f"config.json asks for activation {data['hidden_act']!r}; Mamba uses silu")
     vocabulary = _get(data, "vocab_size", int)
-    eos = data.get("eos_token_id")
     epsilon = float(data.get("layer_norm_epsilon", 1e-5))
     mamba2 = None
     if kind == "mamba2":
@@ -136,7 +159,7 @@ def _transformers(data: dict[str, Any]) -> ModelConfig:
         rms_norm=True,
         residual_in_fp32=bool(data.get("residual_in_fp32", True)),
         tie_embeddings=bool(data.get("tie_word_embeddings", kind != "mamba2")),
-        eos_token_id=eos if isinstance(eos, int) else None,
+        eos_token_ids=ends,
         train_length=data.get("train_length", PILE_TRAIN_LENGTH if vocabulary in _PILE_VOCAB else None),
         neox_vocabulary=vocabulary in _PILE_VOCAB,
         mamba2=mamba2,

@@ -2,45 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from .tokenizer import special_ids
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_CONTEXT = 4  # tokens decoded again with the next one: decoders look at neighbours, and no character has more bytes
-_HALF = "\ufffd"  # how a decoder shows a character whose last bytes are still to come
+_CONTEXT = 8  # tokens decoded again with the next one: decoders look at neighbours, and no character has more bytes
+_HALF = "\ufffd"  # how a decoder of bytes shows one character whose last bytes are still to come
 
 
 class TextStream:
-    """The text of one sequence of tokens. The pieces put together are the decoder's text of all tokens."""
+    """What a sequence of tokens adds to the text of the tokens before it.
 
-    def __init__(self, tokenizer: Tokenizer):
+    The pieces put together are what decode(before + tokens) has beyond its beginning in common with decode(before):
+    special tokens are not shown, nor are ids the tokenizer does not know. (The library's DecodeStream raises on a byte
+    that spoils a character already given out, and keeps broken text at the end to itself.)
+    """
+
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()):
         self._tokenizer = tokenizer
-        self._ids: list[int] = []  # the last tokens
-        self._given = 0  # characters of their text that were given out
+        self._special = set(special_ids(tokenizer).values())
+        self._ids: list[int] = []  # the last tokens that are shown
+        for token in reversed(before):
+            if len(self._ids) >= _CONTEXT and not self._is_byte(self._ids[-1]):
+                break
+            if self._is_shown(token):
+                self._ids.append(token)
+        self._ids.reverse()
+        self._given = tokenizer.decode(self._ids)  # of their text, what needs no saying any more
 
     def push(self, token: int) -> str:
         """The text that has become certain with this token."""
+        if not self._is_shown(token):
+            return ""
         self._ids.append(token)
+        if self._is_byte(token):
+            return ""
         text = self._tokenizer.decode(self._ids)
-        # Longer rows of replacement characters are broken text, not a character to be completed.
-        half = min(len(text) - len(text.rstrip(_HALF)), _CONTEXT)
-        piece = self._up_to(text, len(text) - half)
-        if not half and len(self._ids) > 4 * _CONTEXT:
+        half = text.endswith(_HALF)
+        piece = self._beyond(text[: len(text) - half])
+        if len(self._ids) > 4 * _CONTEXT:
             self._ids = self._ids[-_CONTEXT:]
-            self._given = len(self._tokenizer.decode(self._ids))
+            text = self._tokenizer.decode(self._ids)
+            self._given = text[: len(text) - half]
         return piece
 
     def flush(self) -> str:
         """What is left at the end, half characters included."""
-        text = self._tokenizer.decode(self._ids)
-        return self._up_to(text, len(text))
+        return self._beyond(self._tokenizer.decode(self._ids))
 
-    def _up_to(self, text: str, stop: int) -> str:
-        piece = text[self._given : stop]
-        self._given = max(self._given, stop)
-        return piece
+    def _beyond(self, text: str) -> str:
+        if self._given.startswith(text):
+            return ""
+        common = self._given
+        while not text.startswith(common):  # what came before ended in half a character
+            common = common[:-1]
+        self._given = text
+        return text[len(common) :]
+
+    def _is_shown(self, token: int) -> bool:
+        return token not in self._special and self._tokenizer.id_to_token(token) is not None
+
+    def _is_byte(self, token: int) -> bool:
+        """Whether it is a byte such as <0x0A>. The decoder judges a whole row of them at once: one that is no UTF-8
+        spoils all its neighbours, so nothing is certain before the row ends."""
+        name = self._tokenizer.id_to_token(token) or ""
+        return len(name) == 6 and name.startswith("<0x") and name.endswith(">")
+
+
+def special_stops(stops: Iterable[str], special: Mapping[str, int]) -> set[int]:
+    """The ids of special tokens that stop strings begin with: they are never seen in the text.
+
+    Raises ValueError where a special token comes later in a stop string.
+    """
+    found = set()
+    for stop in stops:
+        inside = [token for token in special if token and token in stop]
+        first = max((token for token in inside if stop.startswith(token)), key=len, default=None)
+        if first is not None:
+            found.add(special[first])
+        elif inside:
+            raise ValueError(
+                f"the stop string {stop!r} has the special token {inside[0]} after other text, and text does not show "
+                "special tokens; give the text and the token as two stop strings"
+            )
+    return found
 
 
 class StopCutter:
@@ -56,10 +105,10 @@ class StopCutter:
     def push(self, piece: str) -> str:
         """The text that is certain with this piece; sets `stopped` when a stop string was completed."""
         text = self._held + piece
-        cut = min((at for at in map(text.find, self._stops) if at >= 0), default=None)
-        if cut is not None:
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:  # the one complete first, wherever tokens begin; of those, the one that begins first
             self.stopped, self._held = True, ""
-            return text[:cut]
+            return text[: min(found)[1]]
         hold = max((n for s in self._stops for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
         self._held = text[len(text) - hold :]
         return text[: len(text) - hold]

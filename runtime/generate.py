@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .detokenize import StopCutter, TextStream
+from .detokenize import StopCutter, TextStream, special_stops
 from .errors import CheckpointError
-from .sampling import Sampling, penalise, sample
+from .sampling import Sampling, check_logits, penalise, sample
 from .state import State
-from .tokenizer import eos_id
+from .tokenizer import eos_ids, inside_ids, plain_ids, special_ids, start_ids
 
 if TYPE_CHECKING:
     from .model import LM
@@ -41,17 +41,16 @@ class Generation:
 
 def is_batch(prompt: Any) -> bool:
     """Whether `prompt` is several prompts; ids (1, L) count as one."""
-    if isinstance(prompt, Tensor):
-        return prompt.dim() == 2 and prompt.shape[0] > 1
+    if hasattr(prompt, "ndim"):  # a tensor or an array
+        return prompt.ndim == 2 and prompt.shape[0] > 1
     if isinstance(prompt, str) or len(prompt) == 0:
         return False
-    return isinstance(prompt[0], str | Sequence) or (isinstance(prompt[0], Tensor) and prompt[0].dim() > 0)
+    return isinstance(prompt[0], str | Sequence) or getattr(prompt[0], "ndim", 0) > 0
 
 
 def generate_ids(lm: LM, prompt: Sequence[int] | Tensor, max_new_tokens: int = 128, **options: Any) -> Iterator[int]:
     """Token ids that continue `prompt` (one sequence of ids); neither EOS nor a stop id is yielded."""
-    ids = torch.as_tensor(prompt, dtype=torch.int64).flatten()
-    for row in _batch_ids(lm, [ids], max_new_tokens, **options):
+    for row in _batch_ids(lm, [_as_ids(prompt).flatten()], max_new_tokens, **options):
         if row[0] is not None:
             yield row[0]
 
@@ -69,8 +68,14 @@ def generate_batch(lm: LM, prompts: Sequence[Prompt], max_new_tokens: int = 128,
         return _batch_text(lm, texts, max_new_tokens, **options)
     if texts:
         raise ValueError("prompts are all texts or all ids; generate from the two kinds in calls of their own")
-    rows = [torch.as_tensor(row, dtype=torch.int64) for row in prompts]
-    return _batch_ids(lm, rows, max_new_tokens, **options)
+    return _batch_ids(lm, [_as_ids(row) for row in prompts], max_new_tokens, **options)
+
+
+def _as_ids(prompt: Any) -> Tensor:
+    ids = torch.as_tensor(prompt)
+    if ids.numel() and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
+        raise ValueError(f"token ids are whole numbers, found {ids.dtype}; give int64")
+    return ids.long()
 
 
 def _batch_ids(
@@ -78,13 +83,16 @@ def _batch_ids(
     prompts: Sequence[Tensor],
     max_new_tokens: int,
     *,
-    stop: Sequence[int] = (),
+    stop: int | Sequence[int] = (),
     watch: Generation | None = None,
     **options: Any,
 ) -> Iterator[list[int | None]]:
     watch = Generation() if watch is None else watch
+    texts, ends = _stops(stop)
+    if texts:
+        raise ValueError(f"a prompt of ids is ended by ids, and stop holds the text {texts[0]!r}; give token ids")
     try:
-        yield from _tokens(lm, prompts, max_new_tokens, stop, set(), watch, **options)
+        yield from _tokens(lm, prompts, max_new_tokens, ends, set(), watch, **options)
     except KeyboardInterrupt:
         watch.interrupted = True
 
@@ -94,19 +102,20 @@ def _batch_text(
     prompts: Sequence[str],
     max_new_tokens: int,
     *,
-    stop: str | Sequence[str] = (),
+    stop: str | int | Sequence[str | int] = (),
     watch: Generation | None = None,
+    state: State | None = None,
     **options: Any,
 ) -> Iterator[list[str]]:
     watch = Generation() if watch is None else watch
-    encoded = [torch.tensor(one.ids, dtype=torch.int64) for one in lm.tokenizer.encode_batch(list(prompts))]
-    if not all(len(ids) for ids in encoded):
-        raise ValueError("the prompt is empty; give at least one character")
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    rows = [(TextStream(lm.tokenizer), StopCutter(stops)) for _ in prompts]
+    encoded = _encode(lm, prompts, state)
+    stops, ends = _stops(stop)
+    ends |= special_stops(stops, special_ids(lm.tokenizer))
+    rows = [(TextStream(lm.tokenizer, ids), StopCutter(stops)) for ids in encoded]
     ended: set[int] = set()
+    given = [torch.tensor(ids, dtype=torch.int64) for ids in encoded]
     try:
-        for tokens in _tokens(lm, encoded, max_new_tokens, (), ended, watch, **options):
+        for tokens in _tokens(lm, given, max_new_tokens, ends, ended, watch, state=state, **options):
             pieces = [""] * len(rows)
             for b, token in enumerate(tokens):
                 if token is not None:
@@ -123,11 +132,29 @@ def _batch_text(
         yield left
 
 
+def _encode(lm: LM, prompts: Sequence[str], state: State | None) -> list[list[int]]:
+    """Ids of prompts that begin a text, or go on from a state. Raises ValueError where nothing is left of one."""
+    if not all(prompts):
+        raise ValueError("the prompt is empty; give at least one character")
+    begins = state is None or not bool(state.length.any())
+    encoded = (start_ids if begins else inside_ids)(lm.tokenizer, prompts)
+    for prompt, ids in zip(prompts, encoded):
+        if len(ids) < 8 and not plain_ids(lm.tokenizer, [prompt])[0]:  # BOS alone, or nothing
+            raise ValueError(f"the tokenizer finds no token in the prompt {prompt[:20]!r}; give another text")
+    return encoded
+
+
+def _stops(stop: Any) -> tuple[list[str], set[int]]:
+    """Stop strings and stop ids."""
+    given = [stop] if isinstance(stop, str | int) else list(stop)
+    return [one for one in given if isinstance(one, str)], {int(one) for one in given if not isinstance(one, str)}
+
+
 def _tokens(
     lm: LM,
     prompts: Sequence[Tensor],
     max_new_tokens: int,
-    stop: Sequence[int],
+    stop: set[int],
     ended: set[int],
     watch: Generation,
     *,
@@ -141,9 +168,11 @@ def _tokens(
     settings = Sampling(**sampling)
     if max_new_tokens < 0:
         raise ValueError(f"need max_new_tokens >= 0, found {max_new_tokens}")
+    if seed is not None and not -(2**63) <= seed < 2**63:
+        raise ValueError(f"need a seed of at most 63 bits, found {seed}")
     batch, device = len(prompts), lm.device
     generators = [None if seed is None else torch.Generator(device).manual_seed(seed + b) for b in range(batch)]
-    ends = {*stop, _eos(lm)}
+    ends = stop | set(_eos(lm))
     watch.prompt_tokens = sum(map(len, prompts))
     began = time.perf_counter()
     out = lm.prefill(list(prompts), method=method, chunk=chunk, state=state, on_chunk=watch.on_read)
@@ -190,6 +219,7 @@ def _draw(
 ) -> list[int]:
     if seen is not None:
         logits = penalise(logits, seen[list(alive)], settings.repetition_penalty)
+    check_logits(logits)
     if settings.temperature == 0:
         found: list[int] = logits.argmax(-1).tolist()
         return found
@@ -197,10 +227,10 @@ def _draw(
     return [int(sample(logits[k : k + 1], *draw, generators[b], settings.min_p)) for k, b in enumerate(alive)]
 
 
-def _eos(lm: LM) -> int | None:
-    if lm.config.eos_token_id is not None:
-        return lm.config.eos_token_id
+def _eos(lm: LM) -> tuple[int, ...]:
+    if lm.config.eos_token_ids:
+        return lm.config.eos_token_ids
     try:
-        return eos_id(lm.tokenizer, lm.config)
+        return eos_ids(lm.tokenizer, lm.config)
     except CheckpointError:  # ids in, ids out needs no tokenizer
-        return None
+        return ()

@@ -273,15 +273,19 @@ class LM:
     @overload
     def generate(self, prompt: Sequence[str], max_new_tokens: int = ..., **o: object) -> Iterator[list[str]]: ...
     def generate(self, prompt, max_new_tokens=128, **options):
-        """Continue a prompt, piece by piece: str in, str out; ids in, ids out. Ends at EOS.
+        """Continue a prompt, piece by piece: str in, str out; ids in, ids out. Ends at each of the model's EOS ids.
+
+        A text that begins here gets the tokens that the tokenizer puts before a text (BOS); after `state` it is the
+        middle of one and gets none. Nothing is put behind a prompt. Ids are read as they are given.
 
         A list of prompts (strings, or sequences of ids, of any lengths) is continued as one batch: each piece is a
         list with one entry a row, "" (ids: None) where a row has nothing to give or has ended. Rows end on their own.
 
         options: temperature 0.0 (greedy), top_k 0, top_p 1.0, min_p 0.0, repetition_penalty 1.0, seed None (row b of a
-        batch draws with seed + b), stop () (strings or ids), method "auto", chunk None, watch None (a Generation to
+        batch draws with seed + b), stop () (ids, and for texts strings, special tokens such as "<|im_end|>" among
+        them), state None (go on from there; left as it was), method "auto", chunk None, watch None (a Generation to
         be kept up to date). Ctrl-C while it computes ends the generation with what was made; `watch.interrupted` tells.
-        Raises ValueError on an empty prompt or impossible options.
+        Raises ValueError on a prompt without tokens, impossible options, and logits that are NaN or infinite.
         """
         if is_batch(prompt):
             return generate_batch(self, prompt, max_new_tokens, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +20,19 @@ class Sampling:
     repetition_penalty: float = 1.0  # logits of tokens seen before are divided (> 0) or multiplied (< 0) by it
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError("need temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
-        if not 0 <= self.min_p <= 1 or self.repetition_penalty <= 0:
-            raise ValueError("need 0 <= min_p <= 1 and repetition_penalty > 0")
+        if not (0 <= self.temperature < math.inf) or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError("need a finite temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
+        if not 0 <= self.min_p <= 1 or not 0 < self.repetition_penalty < math.inf:
+            raise ValueError("need 0 <= min_p <= 1 and a finite repetition_penalty > 0")
+
+
+def check_logits(logits: Tensor) -> None:
+    """Raises ValueError unless the likeliest token of every row (B, V) has a number: no NaN, no infinity."""
+    if not bool(logits.amax(-1).isfinite().all()):
+        raise ValueError(
+            "the model's logits hold NaN or infinity: its weights are broken or overflow this dtype; "
+            "try float32, or download the model again"
+        )
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -41,7 +51,9 @@ def sample(
     """logits (B, V) -> token (B,). Temperature 0 is greedy; top_p keeps the smallest set of mass >= top_p."""
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits.float() / temperature
+    # From the likeliest down and by a float32 above 0: no temperature is so small that anything overflows upwards.
+    logits = logits.float()
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, torch.finfo(torch.float32).tiny)
     if 0 < top_k < logits.shape[-1]:
         least = logits.topk(top_k).values[..., -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
@@ -49,7 +61,9 @@ def sample(
         ordered, places = logits.sort(descending=True)
         probability = ordered.softmax(-1)
         before = probability.cumsum(-1) - probability
-        logits = logits.scatter(-1, places, ordered.masked_fill(before >= top_p, -torch.inf))
+        beyond = before >= top_p
+        beyond[..., 0] = False  # even where top_p is 0 as a float32
+        logits = logits.scatter(-1, places, ordered.masked_fill(beyond, -torch.inf))
     probability = logits.softmax(-1)
     if min_p > 0:
         probability = probability * (probability >= min_p * probability.amax(-1, keepdim=True))

@@ -68,7 +68,8 @@ def locate(model: str, revision: str | None = None) -> Source:
         raise CheckpointError(f"{model} is a file; give the folder that holds config.json and the weights")
     if not is_hub_id(model):
         raise CheckpointError(f"no model folder {model!r}; give a folder, a Hub id, demo or demo-mamba2")
-    folder = download(model, revision, ["config.json", "tokenizer.json", "*.safetensors", "*.safetensors.index.json"])
+    texts = ["config.json", "generation_config.json", "tokenizer.json"]
+    folder = download(model, revision, [*texts, "*.safetensors", "*.safetensors.index.json"])
     if not any(folder.glob("*.safetensors")):
         folder = download(model, revision, ["config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"])
     return Source(model, folder.name, folder)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import ModelConfig
+from ..config import ModelConfig, eos_ids_of
 from ..errors import CheckpointError
 from ..model import LM
 from ..observer import Observer
@@ -48,7 +48,7 @@ def load_hybrid(
         rms_norm=True,
         residual_in_fp32=False,
         tie_embeddings=bool(said.tie_word_embeddings),
-        eos_token_id=said.eos_token_id if isinstance(said.eos_token_id, int) else None,
+        eos_token_ids=eos_ids_of(source.folder, said.eos_token_id),
         train_length=getattr(said, "train_length", None),
         neox_vocabulary=False,
     )

@@ -15,7 +15,8 @@ import torch
 from longscan.calibrate.commands import cli
 from longscan.runtime import load
 
-from ..checkpoints import make_sidecar
+from ..checkpoints import make_sidecar, random_tensors, write_state_spaces
+from ..tokenizers import byte_fallback, with_template
 
 TEXT = (Path(__file__).parents[2] / "calibrate" / "demo" / "evaluation.txt").read_text()[:5000]
 L = 256  # the demo's
@@ -113,6 +114,50 @@ def test_generation_stops_and_nothing_is_truncated(harness, model, sidecar):
         small.generate_until([request(TEXT[:700], options)], disable_tqdm=True)
     with pytest.raises(ValueError, match="never truncated"):
         small.loglikelihood([request(TEXT[:700], " x")], disable_tqdm=True)
+
+
+@pytest.fixture(scope="module")
+def bos_model(harness, tmp_path_factory):
+    """A model whose tokenizer puts <s> before a text and </s> behind it."""
+    folder = write_state_spaces(tmp_path_factory.mktemp("bos"), random_tensors(V=400))
+    with_template(byte_fallback(), "<s> $A </s>").save(str(folder / "tokenizer.json"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": [2, 3]}))
+    return harness.LongScanLM(str(folder))
+
+
+def scored(lm, context, continuation):
+    logits = lm.prefill(torch.tensor([context + continuation])[:, :-1], logits_to_keep=len(continuation)).logits[0]
+    return float(logits.double().log_softmax(-1).gather(1, torch.tensor(continuation)[:, None]).sum())
+
+
+def test_a_text_begins_with_bos_in_every_kind_of_request(bos_model, monkeypatch):
+    lm, plain = bos_model.lm, lambda text: bos_model.tok_encode(text, add_special_tokens=False)
+    assert (bos_model.eot_token_id, bos_model.prefix_token_id) == (2, 1)
+    assert bos_model.tok_encode("Hello") == [1, *plain("Hello")]
+
+    pairs = [("Hello", " world"), ("", "Hello"), ("Hello world. ", "the"), (" ", "the")]
+    found = bos_model.loglikelihood([request(*pair) for pair in pairs], disable_tqdm=True)
+    for (context, continuation), (value, _) in zip(pairs, found):
+        ids, head = plain(context + continuation), len(plain(context.rstrip())) if context.strip() else 0
+        assert value == pytest.approx(scored(lm, [1, *ids[:head]], ids[head:]), rel=1e-5)
+
+    [rolling] = bos_model.loglikelihood_rolling([request("Hello world")], disable_tqdm=True)
+    assert rolling == pytest.approx(scored(lm, [1], plain("Hello world")), rel=1e-5)
+
+    prompts, prefill = [], type(lm).prefill
+    monkeypatch.setattr(type(lm), "prefill", lambda self, ids, **o: prompts.append(ids) or prefill(self, ids, **o))
+    bos_model.generate_until([request("Hello", {"until": [], "max_gen_toks": 1})], disable_tqdm=True)
+    assert [ids.tolist() for ids in prompts[0]] == [bos_model.tok_encode("Hello")]
+
+
+@pytest.mark.parametrize("context, continuation", [("He", "llo"), ("Hello wo", "rld"), ("t", "he"), ("Hello", "")])
+def test_a_pair_is_one_text(bos_model, context, continuation):
+    """A token across the border is scored, and nothing is read twice."""
+    head, tail = bos_model._encode_pair(context, continuation)
+    assert head + tail == bos_model.tok_encode(context + continuation)
+    assert head[0] == 1 and (tail != [] or continuation == "")
+    assert context.startswith(bos_model.lm.tokenizer.decode(head))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from longscan.runtime import load
 from longscan.runtime.detokenize import StopCutter, TextStream
 from longscan.runtime.generate import Generation
-from longscan.runtime.sampling import penalise, sample
+from longscan.runtime.sampling import check_logits, penalise, sample
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,43 @@ def test_impossible_options(demo, options):
         list(demo.generate("x", **options))
     with pytest.raises(ValueError, match="empty"):
         list(demo.generate(""))
+
+
+@pytest.mark.parametrize("temperature", [1e-8, 1e-40, 5e-324])
+def test_a_tiny_temperature_is_greedy(demo, temperature):
+    for scale in (1.0, 1e4, 1e30):
+        logits = torch.tensor([[0.5, -2.0, 2.0, 1.9, -torch.inf]]) * scale
+        assert int(sample(logits, temperature, 0, 0.9, torch.Generator().manual_seed(0), 0.1)) == 2
+    prompt = "It is a truth universally acknowledged, that "
+    assert "".join(demo.generate(prompt, 8, temperature=temperature)) == "".join(demo.generate(prompt, 8))
+
+
+def test_a_tiny_top_p_keeps_the_likeliest():
+    assert int(sample(torch.tensor([[0.0, 1.0]]), 1.0, 0, 1e-50, None)) == 1
+
+
+def test_top_k_beyond_the_vocabulary_keeps_all():
+    g = torch.Generator().manual_seed(0)
+    assert {int(sample(torch.zeros(1, 3), 1.0, 10, 1.0, g)) for _ in range(60)} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_refused(demo, broken, temperature, monkeypatch):
+    step = type(demo).step
+
+    def spoiled(self, token, state):
+        logits, state = step(self, token, state)
+        return logits.index_fill(1, torch.tensor([5]), broken), state
+
+    monkeypatch.setattr(type(demo), "step", spoiled)
+    pieces = demo.generate(list(b"The "), 3, temperature=temperature)
+    assert isinstance(next(pieces), int)
+    with pytest.raises(ValueError, match=r"NaN or infinity.*try float32"):
+        next(pieces)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        check_logits(torch.full((1, 4), -torch.inf))
+    check_logits(torch.tensor([[-torch.inf, 1.0]]))
 
 
 def test_min_p_and_repetition_penalty():
@@ -147,6 +185,20 @@ def test_stops_cut_at_their_first_occurrence(demo, text, stops):
     assert found == text[: min(text.find(s) for s in stops if 0 <= text.find(s) <= first - len(s))]
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text("ab", max_size=5), max_size=5), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
+def test_stops_do_not_depend_on_where_pieces_end(pieces, stops):
+    def cut(pieces):
+        cutter, found = StopCutter(stops), ""
+        for piece in pieces:
+            found += cutter.push(piece)
+            if cutter.stopped:
+                return found
+        return found + cutter.flush()
+
+    assert cut(pieces) == cut("".join(pieces))
+
+
 def test_the_work_a_token_does_not_grow(demo):
     class Counting:
         longest = 0
@@ -155,10 +207,13 @@ def test_the_work_a_token_does_not_grow(demo):
             self.longest = max(self.longest, len(ids))
             return demo.tokenizer.decode(ids)
 
+        def __getattr__(self, name):
+            return getattr(demo.tokenizer, name)
+
     counting = Counting()
     data = ("naïve " * 500).encode()
     assert "".join(streamed(counting, list(data))) == data.decode()
-    assert counting.longest < 32
+    assert counting.longest < 40
 
 
 def test_ctrl_c_returns_what_was_made(demo, monkeypatch):
@@ -185,15 +240,63 @@ def test_generation_goes_on_from_a_state(demo):
     assert "".join(demo.generate(question, 12, state=state)) == "".join(demo.generate(start + question, 12))
 
 
+@pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "repetition_penalty"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_options_that_are_no_numbers(demo, name, value):
+    with pytest.raises(ValueError, match="need"):
+        list(demo.generate("x", **{name: value}))
+
+
 @pytest.mark.parametrize("options", [{"min_p": 2}, {"repetition_penalty": 0}, {"top_k": -1}])
 def test_more_impossible_options(demo, options):
     with pytest.raises(ValueError, match="need"):
         list(demo.generate("x", **options))
     with pytest.raises(ValueError, match="stop string"):
         list(demo.generate("x", stop=["", "a"]))
+    with pytest.raises(ValueError, match="seed"):
+        list(demo.generate("x", seed=2**70))
     with pytest.raises(ValueError, match="empty"):
         list(demo.generate(["x", ""]))
     with pytest.raises(ValueError, match="all texts or all ids"):
         list(demo.generate(["x", [1, 2]]))
     with pytest.raises(ValueError, match="all texts or all ids"):
         list(demo.generate([[1, 2], "x"]))
+    with pytest.raises(ValueError, match="whole numbers, found"):
+        list(demo.generate([1.5, 2.0]))
+    with pytest.raises(ValueError, match=r"ended by ids.*'e'"):
+        list(demo.generate([1, 2], stop="e"))
+
+
+@pytest.mark.parametrize("form", [torch.tensor, lambda ids: torch.tensor([ids]), np.array, tuple])
+def test_ids_come_in_many_forms(demo, form):
+    ids = list(b"It is a truth ")
+    alone = list(demo.generate(ids, 6))
+    assert list(demo.generate(form(ids), 6)) == alone
+    assert list(demo.generate(form(ids), 6, stop=np.array(alone[4:5]))) == alone[: alone.index(alone[4])]
+
+
+@pytest.mark.parametrize("form", [torch.tensor, np.array, lambda rows: [np.array(row) for row in rows]])
+def test_arrays_of_two_rows_are_two_prompts(demo, form):
+    rows = [list(b"It is a truth "), list(b"The pass key ")[:14] + [32]]
+    assert list(zip(*demo.generate(form(rows), 6))) == [tuple(demo.generate(row, 6)) for row in rows]
+
+
+def test_generators_of_one_model_do_not_meet(demo):
+    """Taken in turns, from texts and from one state they share; one of them is left half-way."""
+    state = demo.prefill(torch.tensor([list(b"It is a truth universally acknowledged, ")])).state
+    calls = [
+        lambda: demo.generate(PROMPTS[1], 16),
+        lambda: demo.generate(PROMPTS[2], 16, temperature=1.0, seed=3),
+        lambda: demo.generate("that ", 16, state=state),
+        lambda: demo.generate("and ", 16, state=state),
+    ]
+    alone = [list(call()) for call in calls]
+    assert len({tuple(pieces) for pieces in alone}) == 4
+    running, found = [call() for call in calls], [[] for _ in calls]
+    left = demo.generate("What ", 16, state=state)
+    for k in range(16):
+        for pieces, generator in zip(found, running):
+            pieces += [piece for piece in [next(generator, None)] if piece is not None]
+        if k < 5:
+            next(left)
+    assert found == alone
