@@ -31,7 +31,7 @@ class Tables:
         table = torch.zeros(len(shares), len(self.layers), len(self.layers[0].decay()))
         for i in pick.layers:
             layer = self.layers[i]
-            kept = [pick.share_of(i, share) for share in shares]
+            kept = [min(1.0, share) for share in shares]
             if new := [share for share in dict.fromkeys(kept) if (i, share) not in self._stretched]:
                 rows = torch.tensor(new, dtype=torch.float64)[:, None].expand(-1, table.shape[2])
                 self._stretched |= zip([(i, share) for share in new], layer.sketch.threshold(rows).float().cpu())
@@ -104,5 +104,4 @@ def band_entry(
         mass={str(n): round(pick.share * n / L, 6) for n, pick in sorted(filters.items())},
         g_fit=first.fit if first else "stretched",
         score=decimate.score if decimate else "all",
-        tilt=first.tilt if first else (),
     )

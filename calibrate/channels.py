@@ -23,20 +23,11 @@ def score_weights(layer: LayerMeasurement, score: ScoreChannels) -> Tensor:
 
     all: 1, the published norm
     global: 1 in the layer's global channels, 0 in the others, whose large deltas mark what is new, not what lasts
-    relative: the same, every channel divided by its mean delta, so that none drowns the others
-    reach: every channel by its mean distance over the layer's largest: "global" without a cut
     """
     decay = layer.decay()
     if score == "all":
         return torch.ones(len(decay))
-    if score == "reach":
-        reach = layer.reach()
-        return (reach / reach.max().clamp(min=1e-9)).float()
-    chosen = ((decay >= decay.quantile(1 - _TOP_SHARE)) | (decay > _LOCAL_LOG_DECAY)).double()
-    if score == "relative":
-        chosen = chosen / layer.sketch.mean().cpu().clamp(min=1e-9) ** 2
-        chosen = chosen / chosen.max()
-    return chosen.float()
+    return ((decay >= decay.quantile(1 - _TOP_SHARE)) | (decay > _LOCAL_LOG_DECAY)).float()
 
 
 def furthest(layers: Sequence[LayerMeasurement], top: float) -> Tensor:

@@ -59,7 +59,6 @@ def layer_rows(side: Sidecar, length: int, distance: Sequence[float] | None = No
     if f"bands.{band}.layers" in side.tensors:
         keep = dict(zip(side.tensors[f"bands.{band}.layers"].tolist(), side.tensors[f"bands.{band}.keep"].tolist()))
     rows = []
-    tilt = side.bands[band].tilt or (1.0,) * int(side.metadata["n_layer"])
     mass = kept_mass(side, length)
     for layer in range(int(side.metadata["n_layer"])):
         filtered = counts[layer] if counts is not None else None
@@ -69,7 +68,7 @@ def layer_rows(side: Sidecar, length: int, distance: Sequence[float] | None = No
                 "global_channels": filtered,
                 "mean_distance": None if distance is None else distance[layer],
                 "keep": keep.get(layer),
-                "kept_mass": mass * tilt[layer] if filtered and mass is not None else None,
+                "kept_mass": mass if filtered else None,
             }
         )
     return rows

@@ -10,7 +10,7 @@ from typing import Literal
 from ..runtime.plan import MIN_KEEP
 
 Fit = Literal["stretched", "sequential"]
-ScoreChannels = Literal["all", "global", "relative", "reach"]
+ScoreChannels = Literal["all", "global"]
 
 
 @dataclass(frozen=True)
@@ -18,19 +18,13 @@ class FilterPick:
     """Filter the channels with log decay > log_theta in `layers` so that `share` of their mass of delta is kept.
 
     share = m(S) L / S, where m(S) is the mass factor: 1 keeps as much mass as there was at the training length.
-    tilt: factors on the share by layer of the model; empty = 1 everywhere.
     fit: "stretched" takes delta at S to be distributed as at L, "sequential" measures it at S, layer after layer.
     """
 
     log_theta: float
     layers: tuple[int, ...]
     share: float
-    tilt: tuple[float, ...] = ()
     fit: Fit = "stretched"
-
-    def share_of(self, layer: int, share: float | None = None) -> float:
-        """The share kept in one layer, at most 1; `share` instead of the pick's own."""
-        return min(1.0, (self.share if share is None else share) * (self.tilt[layer] if self.tilt else 1.0))
 
 
 @dataclass(frozen=True)

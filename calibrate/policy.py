@@ -135,7 +135,7 @@ def _stored(pick: LengthPicks, best: Candidate) -> Candidate:
 def _key(best: Candidate) -> tuple[Any, ...]:
     """What "auto" does, but for the share."""
     f = best.filter
-    return best.method, (f.log_theta, f.layers, f.tilt, f.fit) if f else None, best.decimate, best.scale
+    return best.method, (f.log_theta, f.layers, f.fit) if f else None, best.decimate, best.scale
 
 
 def _band(

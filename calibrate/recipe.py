@@ -75,7 +75,6 @@ class Mass:
         optional(listing(_positive, "numbers above 0")),
         "candidates for m itself, the same at every length",
     )
-    tilt: bool = setting(False, boolean, "search factors on the mass by blocks of layers")
 
 
 @dataclass(frozen=True)

@@ -103,8 +103,6 @@ class Search:
         pick = self._best([pick, *(replace(pick, log_theta=theta) for theta in thetas)], pivot)
         if recipe.filter.layers == "search":
             pick = self._drop_blocks(pick)
-        if mass.tilt:
-            pick = self._tilt(pick)
         return self._shares(pick, pivot, pivot)
 
     def _blocks(self) -> list[range]:
@@ -120,23 +118,6 @@ class Search:
             if best == pick:
                 return pick
             pick = best
-
-    def _tilt(self, pick: FilterPick) -> FilterPick:
-        """Greedy: keep twice or half the share in a block of layers, once a block, while that helps."""
-        left = [block for block in self._blocks() if set(block) & set(pick.layers)]
-        even = (1.0,) * len(self.layers)
-        while left:
-            tried = {}
-            for block in left:
-                for factor in (0.5, 2.0):
-                    tilt = tuple(f * factor if i in block else f for i, f in enumerate(pick.tilt or even))
-                    tried[replace(pick, tilt=tilt)] = block
-            best = self._best([pick, *tried], self.pivot)
-            if best == pick:
-                break
-            pick = best
-            left.remove(tried[best])
-        return pick
 
     def _shares(self, pick: FilterPick, length: int, near: int) -> FilterPick:
         """The kept share, from that of a length near by, in steps of sqrt 2 and then of 2^(1/4).

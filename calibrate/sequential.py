@@ -124,7 +124,7 @@ def sweep(
             for k in range(len(batches)):
                 through(i, k, watch)
             sketch = merge_over(world, watch.sketch)
-            wanted = pick.share_of(i, share) * S * layer.sketch.mean()  # a window's mass to keep, (D,)
+            wanted = min(1.0, share) * S * layer.sketch.mean()  # a window's mass to keep, (D,)
             g = sketch.threshold(wanted * n / sketch.total().clamp(min=1e-300)).float().cpu()
             table[i] = torch.where(global_channels(layer, pick.log_theta), g, 0.0)
             plan = LayerPlan(threshold=table[i].to(lm.device), keep=plan.keep, score_weight=plan.score_weight)

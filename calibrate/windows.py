@@ -41,15 +41,6 @@ def token_windows(token_docs: Sequence[TokenDoc], length: int, count: int, *, ta
     return torch.stack([doc[end[i] - length : end[i]] for i in rounds for doc, end in zip(docs, ends) if i < len(end)])
 
 
-def paired_windows(token_docs: Sequence[TokenDoc], max_length: int, count: int, *, tail: int, seed: int) -> Tensor:
-    """Windows at the longest length -> (n, max_length). `at_length` cuts them: every length scores the same targets.
-
-    Raises:
-        UserError: no document has `max_length` tokens.
-    """
-    return token_windows(token_docs, max_length, count, tail=tail, seed=seed)
-
-
 def at_length(windows: Tensor, length: int) -> Tensor:
     """The last `length` tokens of paired windows (n, max_length) -> (n, length): the same targets, less context."""
     if not 1 <= length <= windows.shape[1]:

@@ -32,7 +32,7 @@ from .files import save_tensors
 from .plan import METHODS, Plan
 from .source import SIDECAR_FILE, download, is_hub_id, split_revision
 from .tables import Interpolation, look_up
-from .validation import check
+from .validation import RETIRED, check
 
 SCHEMA, VERSION = "longscan.sidecar", "1"
 
@@ -55,10 +55,9 @@ class Band:
     interpolation: Interpolation = "log"
     start: int = 0  # g = 0 below this length (published tables)
     score: str = "all"  # how decimation's score weighs the channels
-    tilt: tuple[float, ...] = ()  # factors on the kept share by layer; empty = the same in all
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.__dict__, "lengths": list(self.lengths), "mass": dict(self.mass), "tilt": list(self.tilt)}
+        return {**self.__dict__, "lengths": list(self.lengths), "mass": dict(self.mass)}
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,10 @@ class Sidecar:
     def bands(self) -> tuple[Band, ...]:
         """The policy, in order of length."""
         entries = json.loads(self.metadata["policy"])["bands"]
-        return tuple(Band(**{**e, "lengths": tuple(e["lengths"]), "tilt": tuple(e["tilt"])}) for e in entries)
+        return tuple(
+            Band(**{key: value for key, value in e.items() if key not in RETIRED} | {"lengths": tuple(e["lengths"])})
+            for e in entries
+        )
 
     @property
     def train_length(self) -> int:

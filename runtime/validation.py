@@ -29,7 +29,8 @@ _REQUIRED = (
     "n_layer",
     "channels",
 )
-_BAND_KEYS = {"lengths", "method", "theta", "log_theta", "mass", "g_fit", "interpolation", "start", "score", "tilt"}
+_BAND_KEYS = {"lengths", "method", "theta", "log_theta", "mass", "g_fit", "interpolation", "start", "score"}
+RETIRED = {"tilt"}  # written by earlier versions; what it says is in the tables
 _REMEDY = "fetch the file again, or calibrate again"
 
 
@@ -84,8 +85,8 @@ def _json(metadata: Mapping[str, str], key: str) -> Any:
 
 def _check_band(index: int, band: Any, train_length: int) -> None:
     key = f"policy.bands.{index}"
-    if not isinstance(band, dict) or set(band) != _BAND_KEYS:
-        found = sorted(set(band) ^ _BAND_KEYS) if isinstance(band, dict) else repr(band)[:40]
+    if not isinstance(band, dict) or set(band) - RETIRED != _BAND_KEYS:
+        found = sorted((set(band) - RETIRED) ^ _BAND_KEYS) if isinstance(band, dict) else repr(band)[:40]
         raise _refuse(key, f"missing or unknown {found}", f"the keys {sorted(_BAND_KEYS)}")
     lengths = band["lengths"]
     ok = isinstance(lengths, list) and lengths and all(type(n) is int and n > train_length for n in lengths)
@@ -95,7 +96,7 @@ def _check_band(index: int, band: Any, train_length: int) -> None:
         ("method", METHODS),
         ("g_fit", ("stretched", "sequential", "published")),
         ("interpolation", ("log", "nearest")),
-        ("score", ("all", "global", "relative", "reach")),
+        ("score", ("all", "global", "relative", "reach")),  # the last two: by earlier versions
     ):
         if band[name] not in allowed:
             raise _refuse(f"{key}.{name}", repr(band[name]), "one of " + ", ".join(allowed))
@@ -105,9 +106,6 @@ def _check_band(index: int, band: Any, train_length: int) -> None:
         name.isdecimal() and isinstance(value, int | float) and value > 0 for name, value in band["mass"].items()
     ):
         raise _refuse(f"{key}.mass", repr(band["mass"])[:60], "positive factors by length")
-
-    if not isinstance(band["tilt"], list) or not all(isinstance(f, int | float) and f > 0 for f in band["tilt"]):
-        raise _refuse(f"{key}.tilt", repr(band["tilt"])[:60], "positive factors by layer")
 
 
 def _check_tensors(

@@ -20,7 +20,7 @@ measure: {windows: 12, batch_tokens: 256, sweep_windows: 4}
 filter:
   theta: [1.0e-2]
   theta_quantiles: [0.5]
-  mass: {law: [0.3, 0.8], tilt: true}
+  mass: {law: [0.3, 0.8]}
   layers: search
   g_fit: sequential
 decimate: {base_factors: [0.5], weights: [all, global]}

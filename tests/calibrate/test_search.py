@@ -72,18 +72,6 @@ def test_a_layer_that_must_not_be_filtered_is_left_out():
         assert pick.filter.filter.layers == (1, 3)
 
 
-def test_the_mass_is_tilted_by_layer_where_that_helps():
-    wanted = (1.0, 2.0, 1.0, 0.5)
-
-    def loss(candidate: Candidate, length: int) -> float:
-        pick = candidate.filter
-        tilt = (pick.tilt or (1.0,) * N_LAYER) if pick else (9.0,) * N_LAYER
-        return sum(abs(math.log(a / b)) for a, b in zip(tilt, wanted))
-
-    recipe = "filter: {g_fit: stretched, layers: all, mass: {tilt: true}}"
-    assert search(loss, recipe).run({"filter"})[0].filter.filter.tilt == wanted
-
-
 def test_scales_are_found_by_channels_and_by_layer():
     def by_channels(candidate: Candidate, length: int) -> float:
         pick = candidate.scale
@@ -117,9 +105,9 @@ def test_thetas_differ_in_the_channels_they_call_global():
 
 def test_stretched_tables_are_made_once():
     tables = search(lambda *_: 0.0, "").arena.tables
-    pick = FilterPick(-5.0, (1, 3), 0.4, tilt=(1.0, 1.0, 1.0, 0.5))
+    pick = FilterPick(-5.0, (1, 3), 0.4)
     first = tables.thresholds(pick, [0.4, 0.1])
-    kept = tables.layers[3].sketch.threshold(0.2).float()
+    kept = tables.layers[3].sketch.threshold(0.4).float()
     local = tables.layers[3].decay() <= -5.0
     assert torch.equal(first[0, 3], kept.masked_fill(local, 0.0)) and bool((first[:, (0, 2)] == 0).all())
     tables.layers[1].sketch.mass.zero_()  # no longer looked at

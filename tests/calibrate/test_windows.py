@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from longscan.calibrate.errors import UserError
-from longscan.calibrate.windows import at_length, paired_windows, pg19_windows, token_windows
+from longscan.calibrate.windows import at_length, pg19_windows, token_windows
 
 
 def numbered(*sizes: int) -> list[torch.Tensor]:
@@ -63,7 +63,7 @@ def test_no_document_long_enough() -> None:
 
 
 def test_paired_lengths_score_the_same_targets() -> None:
-    windows = paired_windows(numbered(900, 700), 256, 6, tail=16, seed=0)
+    windows = token_windows(numbered(900, 700), 256, 6, tail=16, seed=0)
     short = at_length(windows, 32)
     assert short.shape == (6, 32) and short[:, -16:].equal(windows[:, -16:])
     with pytest.raises(ValueError, match="257"):
