@@ -58,7 +58,10 @@ class TextSources:
 
 @dataclass(frozen=True)
 class Measure:
-    windows: int = setting(64, integer(1), "windows of the training length in the measuring pass")
+    windows: int = setting(64, integer(1), "windows of the training length in the measuring pass, at least")
+    kept: int = setting(
+        100, integer(0), "windows grow with S / L, to about so many kept tokens a channel at the last length"
+    )
     batch_tokens: int = setting(16384, integer(1), "tokens a batch; fewer where d_inner > 4096")
     sweep_windows: int = setting(32, integer(1), "a sequential sweep reads so many training lengths of tokens")
 

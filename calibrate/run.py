@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from .texts import Texts, read_texts, split_documents
 from .windows import token_windows
 from .world import ALONE, World
 
+_TOKENS_FOR_ONE = 30  # tokens at L for one that is kept: m is about 0.35, and what is kept about ten times the mean
 _JUDGED = 4  # times as many windows decide at a short length as are searched on
 _MOST_TAIL = 100  # target tokens a window, as in the published protocol
 
@@ -107,7 +109,7 @@ def calibrate(lm: LM, recipe: Recipe, options: Options, world: World = ALONE) ->
     texts = read_texts(options.texts, role="run")
     fit_texts, held_out_texts = split_documents(texts, recipe.held_out)
     fit, held_out = encode(lm, fit_texts), encode(lm, held_out_texts)
-    windows = token_windows(fit, L, recipe.measure.windows, tail=L, seed=options.seed)
+    windows = token_windows(fit, L, _measuring_windows(recipe, L, lengths[-1]), tail=L, seed=options.seed)
     provenance = {
         "texts": texts.name,
         "texts_sha256": texts.sha256,
@@ -202,6 +204,16 @@ def _arenas(
         fresh = {n: trials(more[n], n, options.seed + 1)} if recall else {}
         judges[n] = arena(None if judge_windows is None else judge_windows[: more[n]], fresh, "judge")
     return search, judges
+
+
+def _measuring_windows(recipe: Recipe, L: int, longest: int) -> int:
+    """So many that g at the longest length is read off enough tokens: a share m L / S of the mass, held by the largest.
+
+    The published fit takes the sequences it was published with.
+    """
+    if recipe.filter.fit == "published":
+        return recipe.measure.windows
+    return max(recipe.measure.windows, math.ceil(recipe.measure.kept * _TOKENS_FOR_ONE * longest / L / L))
 
 
 def _distinct_tokens(arena: Arena, lengths: Sequence[int]) -> int:
