@@ -64,7 +64,8 @@ class Tables:
         cheap = pick is None or pick.fit == "stretched"  # a row of a sequential fit costs a sweep of its length
         last = max(lengths) if top is None or only else top
         at = sorted(lengths) if few else table_lengths(L, last, lengths, fine=cheap and not only)
-        if top is None and cheap and not only:
+        swept_to = len(at)
+        if top is None and not only:
             at += [round(last * 2 ** (k / 2)) for k in range(1, BEYOND + 1)]
         if pick or scale:
             tensors["lengths"] = torch.tensor(at)
@@ -75,7 +76,10 @@ class Tables:
                 tensors["thresholds"] = self.thresholds(pick, kept)
             else:
                 fits = [decimate] if decimate and only else [None, decimate] if decimate else [None]
-                swept = {fit: torch.stack([self.sweep(pick, fit, c, n) for n, c in zip(at, kept)]) for fit in fits}
+                rows = list(zip(at, kept))[:swept_to]
+                swept = {fit: torch.stack([self.sweep(pick, fit, c, n) for n, c in rows]) for fit in fits}
+                past = self.thresholds(pick, kept[swept_to - 1 :])
+                swept = {fit: torch.cat([table, _as_far_apart(table[-1], past)]) for fit, table in swept.items()}
                 if decimate:
                     tensors["both"] = swept[decimate]
                 tensors["thresholds"] = swept.get(None, torch.zeros(len(at), *swept[fits[0]].shape[1:]))
@@ -89,6 +93,13 @@ class Tables:
                 powers = torch.tensor(scale.powers)[:, None].expand_as(powers)
             tensors["scales"] = torch.stack([(n / L) ** -powers.double() for n in at]).float()
         return tensors
+
+
+def _as_far_apart(swept: Tensor, stretched: Tensor) -> Tensor:
+    """Rows beyond the last swept one (n_layer, D), in the ratio of the stretched rows (1 + R, n_layer, D) from its length
+    on."""
+    ratio = stretched[1:] / stretched[0].clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.where(stretched[0] > 0, swept * ratio, swept)
 
 
 def band_entry(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
@@ -23,7 +24,9 @@ def interval(difference: Tensor, confidence: float, draws: int, seed: int) -> tu
 def value_interval(
     parts: Sequence[tuple[float, Tensor]], confidence: float, draws: int, seed: int
 ) -> tuple[float, float]:
-    """Interval of a weighted sum of means; the windows of different tasks are drawn independently."""
+    """Interval of a weighted sum of means; the windows of different tasks are drawn independently, `draws` times and more
+    where that leaves fewer than twenty in either tail."""
+    draws = max(draws, math.ceil(40 / (1 - confidence)))
     generator = torch.Generator().manual_seed(seed)
     centre, deviations = 0.0, torch.zeros(draws, dtype=torch.float64)
     for weight, difference in parts:

@@ -31,8 +31,7 @@ def choose(
     loses less than `policy.margin` of the passkeys, beyond doubt. Raises UserError where the plain model's scores are
     no numbers.
     """
-    confidence = 1 - (1 - policy.confidence) / max(1, comparisons)
-    draws = max(policy.bootstrap, math.ceil(40 / (1 - confidence)))  # a tail of a few draws is no interval
+    confidence = policy.corrected(comparisons)
     plain = arena.score(NONE, picks.length)
     if not math.isfinite(plain.value):
         raise UserError(
@@ -49,7 +48,7 @@ def choose(
             continue
         loss, answered = _differences(score, held, policy, seed)
         worse = (loss is not None and not loss[0] <= 0) or (answered is not None and not answered[0] >= -policy.margin)
-        if not worse and clearly_better(score, held, confidence, draws, seed):
+        if not worse and clearly_better(score, held, confidence, policy.bootstrap, seed):
             best, held = candidate, score
     return best, rows
 

@@ -193,6 +193,10 @@ class Policy:
     margin: float = setting(0.05, number(0, 1), "share of the passkeys a picked method may lose, at most, beyond doubt")
     bootstrap: int = setting(1000, integer(100, 1_000_000), "resamples behind that confidence, at least")
 
+    def corrected(self, comparisons: int) -> float:
+        """The confidence of one of so many comparisons (Bonferroni)."""
+        return 1 - (1 - self.confidence) / max(1, comparisons)
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -136,7 +136,7 @@ class Search:
         """Another theta at this length, if it is better beyond doubt: a new theta starts a new band."""
         others = [replace(pick, log_theta=theta) for theta in theta_candidates(self.layers, self.recipe)]
         best = self._best([pick, *others], length)
-        return best if self._clearly(Candidate(best), Candidate(pick), length) else pick
+        return best if self._clearly(Candidate(best), Candidate(pick), length, len(others)) else pick
 
     def _fitted(self, pick: FilterPick, length: int) -> FilterPick:
         """The same pick under the fits of g that the recipe allows; the stretched one unless another is better."""
@@ -146,7 +146,9 @@ class Search:
         shares = sorted({min(1.0, round(pick.share * step, 6)) for step in (0.71, 1.0, 1.41)})
         best = self._best([replace(pick, share=share, fit=fit) for share in shares], length)
         self.fits.append({"length": length} | {each.fit: self._summary(each, length) for each in (pick, best)})
-        if self.recipe.filter.g_fit == "auto" and not self._clearly(Candidate(best), Candidate(pick), length):
+        if self.recipe.filter.g_fit == "auto" and not self._clearly(
+            Candidate(best), Candidate(pick), length, len(shares)
+        ):
             return pick
         return best
 
@@ -160,12 +162,13 @@ class Search:
             found["passkeys"] = float(score.exact.double().mean())
         return {key: round(value, 6) for key, value in found.items()}
 
-    def _clearly(self, one: Candidate, other: Candidate, length: int) -> bool:
+    def _clearly(self, one: Candidate, other: Candidate, length: int, tried: int) -> bool:
+        """Better beyond an interval corrected for the candidates tried at each length, of which `one` is the best."""
         policy = self.recipe.policy
         if one == other:
             return False
         scores = self.arena.score(one, length), self.arena.score(other, length)
-        return clearly_better(*scores, policy.confidence, policy.bootstrap, self.seed)
+        return clearly_better(*scores, policy.corrected(tried * len(self.lengths)), policy.bootstrap, self.seed)
 
     # -- decimation --------------------------------------------------------------------------------------------
 
