@@ -96,8 +96,7 @@ class Tables:
 
 
 def _as_far_apart(swept: Tensor, stretched: Tensor) -> Tensor:
-    """Rows beyond the last swept one (n_layer, D), in the ratio of the stretched rows (1 + R, n_layer, D) from its length
-    on."""
+    """Rows beyond the last swept one (n_layer, D), in the ratio of stretched rows (1 + R, n_layer, D) from there on."""
     ratio = stretched[1:] / stretched[0].clamp(min=torch.finfo(torch.float32).tiny)
     return torch.where(stretched[0] > 0, swept * ratio, swept)
 

@@ -24,7 +24,7 @@ def interval(difference: Tensor, confidence: float, draws: int, seed: int) -> tu
 def value_interval(
     parts: Sequence[tuple[float, Tensor]], confidence: float, draws: int, seed: int
 ) -> tuple[float, float]:
-    """Interval of a weighted sum of means; the windows of different tasks are drawn independently, `draws` times and more
+    """Interval of a weighted sum of means; the windows of different tasks are drawn independently, `draws` times, more
     where that leaves fewer than twenty in either tail."""
     draws = max(draws, math.ceil(40 / (1 - confidence)))
     generator = torch.Generator().manual_seed(seed)

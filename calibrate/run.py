@@ -161,7 +161,7 @@ def calibrate(lm: LM, recipe: Recipe, options: Options, world: World = ALONE) ->
     found = bands(tables, picks, chosen)
     judged = sum(judge.token_layers for judge in judges.values())
     spent = (arena.token_layers + judged + sweeper.token_layers) / len(layers) + windows.numel()
-    return finish(found, scores, int(spent), spent / _distinct_tokens(arena, lengths))
+    return finish(found, scores, int(spent), spent / _distinct_tokens(arena, judges))
 
 
 def _arenas(
@@ -216,10 +216,9 @@ def _measuring_windows(recipe: Recipe, L: int, longest: int) -> int:
     return max(recipe.measure.windows, math.ceil(recipe.measure.kept * _TOKENS_FOR_ONE * longest / L / L))
 
 
-def _distinct_tokens(arena: Arena, lengths: Sequence[int]) -> int:
+def _distinct_tokens(search: Arena, judges: Mapping[int, Arena]) -> int:
     """Tokens of the distinct windows at the lengths they are scored at: what looking at everything once costs."""
-    windows, trials = arena.counts(1.0)
-    return sum((windows + trials) * n for n in lengths)
+    return sum(sum(search.counts(1.0) + judge.counts(1.0)) * length for length, judge in judges.items())
 
 
 def _published_table(lm: LM, recipe: Recipe, options: Options) -> tuple[tuple[int, ...], float | None] | None:

@@ -146,11 +146,8 @@ class Search:
         shares = sorted({min(1.0, round(pick.share * step, 6)) for step in (0.71, 1.0, 1.41)})
         best = self._best([replace(pick, share=share, fit=fit) for share in shares], length)
         self.fits.append({"length": length} | {each.fit: self._summary(each, length) for each in (pick, best)})
-        if self.recipe.filter.g_fit == "auto" and not self._clearly(
-            Candidate(best), Candidate(pick), length, len(shares)
-        ):
-            return pick
-        return best
+        always = self.recipe.filter.g_fit == "sequential"
+        return best if always or self._clearly(Candidate(best), Candidate(pick), length, len(shares)) else pick
 
     def _summary(self, pick: FilterPick, length: int) -> dict[str, float]:
         """m(S), the value, and what it is made of."""
