@@ -36,7 +36,8 @@ def _memory(device: torch.device) -> int:
 
 def bytes_a_token(weights: Weights) -> int:
     """What a token occupies at most while it passes a layer: the residual (float32) before and after, and the rest."""
-    return 12 * weights.embedding.shape[1] + weights.embedding.element_size() * weights.layers[0].width
+    M = weights.embedding.shape[1]
+    return 12 * M + weights.embedding.element_size() * (M + weights.layers[0].width)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import ModelConfig
-from .layer import Inputs, Layer
+from .layer import Inputs, Layer, Norm
 from .observer import Observer, ScanInputs
 from .plan import PLAIN, LayerPlan
 from .reservoir import Tokens, merge
@@ -83,7 +83,7 @@ def run_layers(
     for i in range(first, stop):
         layer = weights.layers[i]
         mask = stream.mask
-        plan, tokens = _scan_inputs(layer, i, config, stream, state, plans[i], observer, backend)
+        plan, tokens = _scan_inputs(layer, weights.norms[i], i, config, stream, state, plans[i], observer, backend)
         if plan.keep is None:
             stream = _scan(layer, i, tokens, mask, plan, state, backend)
             continue
@@ -113,6 +113,7 @@ def run_layers(
 
 def _scan_inputs(
     layer: Layer,
+    before: Norm,
     i: int,
     config: ModelConfig,
     stream: Stream,
@@ -122,7 +123,7 @@ def _scan_inputs(
     backend: str,
 ) -> tuple[LayerPlan, Tokens]:
     """Everything before the scan; the tokens are not scored yet (their `score` is empty)."""
-    hidden = norm(stream.residual, layer.norm, layer.norm_bias, config, layer.in_proj.dtype)
+    hidden = norm(stream.residual, before.weight, before.bias, config, before.dtype)
     inputs, conv = layer.inputs(hidden, state.conv[i], stream.mask, backend)
     state.conv[i] = conv
     if observer is not None:
@@ -169,8 +170,8 @@ def step_layers(
     residual = F.embedding(token, weights.embedding)
     if config.residual_in_fp32 and residual.dtype != torch.float64:
         residual = residual.float()
-    for i, layer in enumerate(weights.layers):
+    for i, (layer, before) in enumerate(zip(weights.layers, weights.norms)):
         plan = PLAIN if plans is None else plans[i]
-        hidden = norm(residual, layer.norm, layer.norm_bias, config, layer.in_proj.dtype)
+        hidden = norm(residual, before.weight, before.bias, config, before.dtype)
         residual = residual + layer.step(hidden, state.conv[i], state.ssm[i], plan, backend)
     return logits(weights, config, residual)

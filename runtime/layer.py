@@ -2,13 +2,18 @@
 
     B batch   L tokens   K tokens scanned   M d_model   E width of x   W conv width
 
-A layer is a few tensors and three functions: `inputs` (everything before the scan), `scan` (the scan and what follows
-it, for many tokens) and `step` (both, for one token). x, delta, B, C and z travel flat, (B, L, features), so that
-decimation gathers them alike; `shaped` gives them the shapes of the family's equations.
+A layer is a few tensors, its projections, and three functions: `inputs` (everything before the scan), `scan` (the scan
+and what follows it, for many tokens) and `step` (both, for one token). x, delta, B, C and z travel flat,
+(B, L, features), so that decimation gathers them alike; `shaped` gives them the shapes of the family's equations.
+
+A projection is whatever maps (..., in) to (..., out): `Linear` in a model that `load` read, the module itself, with its
+adapters and quantised weights, in a model that `attach` runs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -28,16 +33,33 @@ class Inputs(NamedTuple):
     z: Tensor
 
 
+Projection = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """weight (out, in), bias (out,) or None."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """In front of a layer: weight (M,), bias (M,) for LayerNorm models only, and the dtype the layer computes in."""
+
+    weight: Tensor
+    bias: Tensor | None
+    dtype: torch.dtype
+
+
 class Layer(Protocol):
-    """One residual block: norm, mixer. `Steering` is the part of it that methods and calibration see."""
+    """A mixer. `Steering` is the part of it that methods and calibration see."""
 
     # Read-only members, as those of frozen dataclasses are.
-    @property
-    def norm(self) -> Tensor: ...  # (M,)
-    @property
-    def norm_bias(self) -> Tensor | None: ...  # (M,), LayerNorm models only
-    @property
-    def in_proj(self) -> Tensor: ...
     @property
     def A(self) -> Tensor: ...
     @property
@@ -47,12 +69,14 @@ class Layer(Protocol):
     @property
     def conv_shape(self) -> tuple[int, ...]:
         """Of one sequence's conv state: (channels of the convolution, W-1)."""
+
     @property
     def state_shape(self) -> tuple[int, ...]:
         """Of one sequence's ssm state: (D, N), or (H, P, N)."""
+
     @property
     def width(self) -> int:
-        """Values a token occupies at most while it passes the layer, without the residual."""
+        """Values a token occupies at most while it passes the layer, without the residual and its norm."""
 
     def positive(self, delta: Tensor) -> Tensor: ...
     def scores(self, delta: Tensor, weight: Tensor | None, backend: str = "auto") -> Tensor: ...
@@ -64,10 +88,10 @@ class Layer(Protocol):
         """Views in the shapes of the family's scan."""
 
     def scan(
-        self, inputs: Inputs, plan: LayerPlan, mask: Tensor | None, state: Tensor, backend: str
+        self, inputs: Inputs, plan: LayerPlan, mask: Tensor | None, state: Tensor | None, backend: str
     ) -> tuple[Tensor, Tensor]:
-        """Tokens in time order and the ssm state (B, *state_shape) -> output (B, K, M), to be added to the residual,
-        and the new ssm state."""
+        """Tokens in time order, the ssm state (B, *state_shape) or None = zeros -> output (B, K, M), to be added to the
+        residual, and the new ssm state."""
 
     def step(self, hidden: Tensor, conv: Tensor, state: Tensor, plan: LayerPlan, backend: str) -> Tensor:
         """One token a row: hidden (B, M) -> output (B, M). Both states are updated in place."""

@@ -1,18 +1,19 @@
 """A Mamba-1 layer (arXiv 2312.00752), and Falcon-Mamba's, which normalises delta's low rank, B and C.
 
-    M d_model   D d_inner   N d_state   R dt_rank   W conv width
+M d_model   D d_inner   N d_state   R dt_rank   W conv width
 
-    x, z        = in_proj(hidden)                       (B, L, D) each
-    x           = silu(conv(x))
-    low, B, C   = x_proj(x)                             R, N, N; Falcon-Mamba: each divided by its RMS
-    delta       = dt_proj(low)                          (B, L, D)
-    h_t         = exp(delta_t A) h_{t-1} + delta_t x_t B_t
-    y_t         = (h_t . C_t + D x_t) silu(z_t)         out_proj(y)
+x, z        = in_proj(hidden)                       (B, L, D) each
+x           = silu(conv(x))
+low, B, C   = x_proj(x)                             R, N, N; Falcon-Mamba: each divided by its RMS
+delta       = dt_proj(low)                          (B, L, D)
+h_t         = exp(delta_t A) h_{t-1} + delta_t x_t B_t
+y_t         = (h_t . C_t + D x_t) silu(z_t)         out_proj(y)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from ..kernels import causal_conv1d, selective_scan, selective_step
 from .config import ModelConfig
-from .layer import Inputs, conv_step
+from .layer import Inputs, Linear, Projection, conv_step
 from .padding import conv_inputs
 from .plan import LayerPlan
 from .steering import Steering
@@ -31,20 +32,16 @@ STEERING = ("A_log", "dt_proj.bias")  # what the fingerprint covers
 
 @dataclass(frozen=True, kw_only=True)
 class Mamba1(Steering):
-    """A: (D, N), dt_bias: (D,) float32. Biases are None where the checkpoint has none."""
+    """A: (D, N), dt_bias: (D,) float32."""
 
-    norm: Tensor  # (M,)
-    norm_bias: Tensor | None  # (M,), LayerNorm models only
-    in_proj: Tensor  # (2 D, M): x, then z
-    in_bias: Tensor | None  # (2 D,)
+    in_proj: Projection  # M -> 2 D: x, then z
     conv: Tensor  # (D, W)
     conv_bias: Tensor | None  # (D,)
-    x_proj: Tensor  # (R + 2 N, D): delta's low rank, B, C
+    x_proj: Projection  # D -> R + 2 N: delta's low rank, B, C
     dt_proj: Tensor  # (D, R)
     D: Tensor  # (D,) float32
-    out_proj: Tensor  # (M, D)
-    out_bias: Tensor | None  # (M,)
-    inner_epsilon: float | None = None  # Falcon-Mamba's norms of delta's low rank, B and C
+    out_proj: Projection  # D -> M
+    inner_norms: tuple[Projection, Projection, Projection] | None = None  # of delta's low rank, B and C: Falcon-Mamba
 
     @property
     def conv_shape(self) -> tuple[int, ...]:
@@ -56,11 +53,12 @@ class Mamba1(Steering):
 
     @property
     def width(self) -> int:
-        """Its norm, x and z before and after the convolution, delta, B, C and y."""
-        return self.in_proj.shape[1] + 5 * self.A.shape[0] + self.x_proj.shape[0]
+        """x and z before and after the convolution, delta, B, C and its low rank, and y."""
+        D, N = self.A.shape
+        return 5 * D + self.dt_proj.shape[1] + 2 * N
 
     def inputs(self, hidden: Tensor, conv: Tensor, mask: Tensor | None, backend: str) -> tuple[Inputs, Tensor]:
-        x, z = F.linear(hidden, self.in_proj, self.in_bias).chunk(2, dim=-1)
+        x, z = self.in_proj(hidden).chunk(2, dim=-1)
         x, conv = conv_inputs(x, conv, mask)
         x, conv = causal_conv1d(x, self.conv, self.conv_bias, conv, backend=backend)
         delta, B, C = self._project(x)
@@ -69,33 +67,33 @@ class Mamba1(Steering):
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (..., D) -> delta before bias and softplus (..., D), B (..., N), C (..., N)."""
         N, R = self.A.shape[1], self.dt_proj.shape[1]
-        low_rank, B, C = F.linear(x, self.x_proj).split([R, N, N], dim=-1)
-        if self.inner_epsilon is not None:
-            low_rank, B, C = (_over_rms(t, self.inner_epsilon) for t in (low_rank, B, C))
+        low_rank, B, C = self.x_proj(x).split([R, N, N], dim=-1)
+        if self.inner_norms is not None:
+            low_rank, B, C = (norm(t) for norm, t in zip(self.inner_norms, (low_rank, B, C)))
         return F.linear(low_rank, self.dt_proj), B, C
 
     def shaped(self, inputs: Inputs) -> Inputs:
         return inputs
 
     def scan(
-        self, inputs: Inputs, plan: LayerPlan, mask: Tensor | None, state: Tensor, backend: str
+        self, inputs: Inputs, plan: LayerPlan, mask: Tensor | None, state: Tensor | None, backend: str
     ) -> tuple[Tensor, Tensor]:
         x, delta, B, C, z = inputs
         y, state = selective_scan(
             x, delta, self.A, B, C, self.D, z, delta_bias=self.dt_bias, threshold=plan.threshold, scale=plan.scale,
             mask=mask, initial_state=state, backend=backend,
         )  # fmt: skip
-        return F.linear(y, self.out_proj, self.out_bias), state
+        return self.out_proj(y), state
 
     def step(self, hidden: Tensor, conv: Tensor, state: Tensor, plan: LayerPlan, backend: str) -> Tensor:
-        x, z = F.linear(hidden, self.in_proj, self.in_bias).chunk(2, dim=-1)
+        x, z = self.in_proj(hidden).chunk(2, dim=-1)
         x = conv_step(x, conv, self.conv, self.conv_bias)
         delta, B, C = self._project(x)
         y = selective_step(
             state, x, delta, self.A, B, C, self.D, z, delta_bias=self.dt_bias, threshold=plan.threshold,
             scale=plan.scale, backend=backend,
         )  # fmt: skip
-        return F.linear(y, self.out_proj, self.out_bias)
+        return self.out_proj(y)
 
 
 def _over_rms(x: Tensor, epsilon: float) -> Tensor:
@@ -105,25 +103,22 @@ def _over_rms(x: Tensor, epsilon: float) -> Tensor:
 
 
 def read_mamba1(tensors: Tensors, p: str, config: ModelConfig) -> Mamba1:
-    """The layer whose tensors' names begin with `p`."""
+    """The mixer whose tensors' names begin with `p`."""
     M = config.d_model
-    D, N = tensors.shape(p + "mixer.A_log", 2)
-    R = tensors.shape(p + "mixer.dt_proj.weight", 2)[1]
-    W = tensors.shape(p + "mixer.conv1d.weight", 3)[2]
+    D, N = tensors.shape(p + "A_log", 2)
+    R = tensors.shape(p + "dt_proj.weight", 2)[1]
+    W = tensors.shape(p + "conv1d.weight", 3)[2]
     get, optional = tensors.get, tensors.optional
+    over_rms = None if config.inner_epsilon is None else partial(_over_rms, epsilon=config.inner_epsilon)
     return Mamba1(
-        norm=get(p + "norm.weight", M),
-        norm_bias=optional(p + "norm.bias", M),
-        in_proj=get(p + "mixer.in_proj.weight", 2 * D, M),
-        in_bias=optional(p + "mixer.in_proj.bias", 2 * D),
-        conv=get(p + "mixer.conv1d.weight", D, 1, W)[:, 0],
-        conv_bias=optional(p + "mixer.conv1d.bias", D),
-        x_proj=get(p + "mixer.x_proj.weight", R + 2 * N, D),
-        dt_proj=get(p + "mixer.dt_proj.weight", D, R),
-        dt_bias=get(p + "mixer.dt_proj.bias", D),
-        A=-torch.exp(get(p + "mixer.A_log", D, N)),
-        D=get(p + "mixer.D", D),
-        out_proj=get(p + "mixer.out_proj.weight", M, D),
-        out_bias=optional(p + "mixer.out_proj.bias", M),
-        inner_epsilon=config.inner_epsilon,
+        in_proj=Linear(get(p + "in_proj.weight", 2 * D, M), optional(p + "in_proj.bias", 2 * D)),
+        conv=get(p + "conv1d.weight", D, 1, W)[:, 0],
+        conv_bias=optional(p + "conv1d.bias", D),
+        x_proj=Linear(get(p + "x_proj.weight", R + 2 * N, D)),
+        dt_proj=get(p + "dt_proj.weight", D, R),
+        dt_bias=get(p + "dt_proj.bias", D),
+        A=-torch.exp(get(p + "A_log", D, N)),
+        D=get(p + "D", D),
+        out_proj=Linear(get(p + "out_proj.weight", M, D), optional(p + "out_proj.bias", M)),
+        inner_norms=None if over_rms is None else (over_rms, over_rms, over_rms),
     )

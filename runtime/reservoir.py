@@ -65,7 +65,7 @@ def merge(
     if kept(tokens.score.shape[1], keep, protected) + protected >= tokens.score.shape[1]:
         return (tokens,)
     index = select(tokens.score, keep, protected)
-    return (Tokens(*(_gather(t, index) for t in tokens)),)
+    return (Tokens(*(gather(t, index) for t in tokens)),)
 
 
 def concatenate(pieces: Sequence[Tokens]) -> Tokens:
@@ -73,5 +73,6 @@ def concatenate(pieces: Sequence[Tokens]) -> Tokens:
     return pieces[0] if len(pieces) == 1 else Tokens(*(torch.cat(same, 1) for same in zip(*pieces)))
 
 
-def _gather(t: Tensor, index: Tensor) -> Tensor:
+def gather(t: Tensor, index: Tensor) -> Tensor:
+    """(B, L) or (B, L, features) -> the tokens at `index` (B, K)."""
     return t.gather(1, index if t.dim() == 2 else index[:, :, None].expand(-1, -1, t.shape[2]))

@@ -13,7 +13,7 @@ from . import mamba1, mamba2
 from .checkpoint import read_tensors
 from .config import ModelConfig
 from .errors import CheckpointError
-from .layer import Layer
+from .layer import Layer, Norm
 from .source import Source
 from .tensors import Tensors
 
@@ -30,6 +30,7 @@ class Weights:
 
     embedding: Tensor  # (V, M)
     layers: tuple[Layer, ...]
+    norms: tuple[Norm, ...]  # one in front of each layer
     norm: Tensor  # (M,)
     norm_bias: Tensor | None
     head: Tensor  # (V, M); the embedding itself where tied
@@ -53,7 +54,11 @@ def read_weights(source: Source, config: ModelConfig, device: torch.device, dtyp
     found = read_tensors(source, convert)
     tensors, M = Tensors(source.name, found), config.d_model
     read = mamba2.read_mamba2 if config.mamba2 is not None else mamba1.read_mamba1
-    layers: tuple[Layer, ...] = tuple(read(tensors, f"backbone.layers.{i}.", config) for i in range(config.n_layer))
+    blocks = [f"backbone.layers.{i}." for i in range(config.n_layer)]
+    layers: tuple[Layer, ...] = tuple(read(tensors, block + "mixer.", config) for block in blocks)
+    norms = tuple(
+        Norm(tensors.get(block + "norm.weight", M), tensors.optional(block + "norm.bias", M), dtype) for block in blocks
+    )
     V = tensors.shape("backbone.embedding.weight", 2)[0]
     embedding = tensors.get("backbone.embedding.weight", V, M)
     stored_head = tensors.optional("lm_head.weight", V, M)
@@ -62,7 +67,7 @@ def read_weights(source: Source, config: ModelConfig, device: torch.device, dtyp
     head = embedding if config.tie_embeddings or stored_head is None else stored_head
     norm, norm_bias = tensors.get("backbone.norm_f.weight", M), tensors.optional("backbone.norm_f.bias", M)
     tensors.finish()
-    return Weights(embedding, layers, norm, norm_bias, head, fingerprint(found, config.n_layer))
+    return Weights(embedding, layers, norms, norm, norm_bias, head, fingerprint(found, config.n_layer))
 
 
 def fingerprint(tensors: Mapping[str, Tensor], n_layer: int) -> str:

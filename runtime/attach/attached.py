@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ..growth import Growth
+from ..layer import Inputs
 from ..observer import Observer, ScanInputs
 from ..padding import read_padding
 from ..plan import PLAIN, Plan
 from ..prefill import layer_plans, plan_at, plan_prompt
-from ..reservoir import select
+from ..reservoir import gather, select
 from ..sidecar import Sidecar
 from ..state import State
 from .call import Call, Here, Settings
@@ -43,7 +44,7 @@ class Attached:
         self, model: nn.Module, family: Family, sidecar: Sidecar | None, method: str, backend: str, filter_decode: bool
     ):
         self.model, self.family, self.backend = model, family, backend
-        self.view = View(model, family, backend)
+        self.view = View(model, family)
         growth = None if sidecar is None else Growth(sidecar, self.view)
         self.settings = Settings(sidecar, growth, method, filter_decode)
         self._here = Here()
@@ -137,26 +138,29 @@ class Attached:
         return without_gradient(hidden, out) if wants else out
 
     def _mix(self, k: int, hidden: Tensor, memory: Memory | None, call: Call) -> Tensor:
-        mixer, mask, plan = self.view.parts[k].mixer, call.mask, call.plans[k]
-        steering = mixer.steering
-        conv, ssm = (None, None) if memory is None else memory.read(mixer.width)
-        inputs = mixer.inputs(hidden, conv, mask)
-        if call.observer is not None:
-            seen = ScanInputs(steering, plan, inputs.x, inputs.delta, inputs.B, inputs.C, mask)
-            plan = call.observer.observe(k, seen) or plan
-        index = None
+        layer, mask, plan = self.view.parts[k].layer, call.mask, call.plans[k]
+        conv, ssm = (None, None) if memory is None else memory.read(layer.conv_shape[-1])
+        if conv is None:
+            conv = hidden.new_zeros(hidden.shape[0], *layer.conv_shape)
         if ssm is not None:
             ssm = ssm.to(torch.promote_types(torch.float32, hidden.dtype)).contiguous()
-        if ssm is not None and hidden.shape[1] == 1 and mask is None:
-            y = mixer.step(inputs, steering, plan, ssm)
-        else:
-            if plan.keep is not None:
-                score = steering.scores(inputs.delta, plan.score_weight, self.backend)
-                index = select(score, plan.keep, call.protected)
-            y, ssm = mixer.scan(inputs, steering, plan, mask, index, ssm)
+        if ssm is not None and hidden.shape[1] == 1 and mask is None and call.observer is None:
+            conv = conv.clone()
+            out = layer.step(hidden[:, 0], conv, ssm, plan, self.backend)[:, None]
+            if memory is not None:
+                memory.write(conv, ssm)
+            return out
+        inputs, conv = layer.inputs(hidden, conv, mask, self.backend)
+        if call.observer is not None:
+            plan = call.observer.observe(k, ScanInputs.of(layer, plan, inputs, mask)) or plan
+        index = None
+        if plan.keep is not None:
+            score = layer.scores(inputs.delta, plan.score_weight, self.backend)
+            index = select(score, plan.keep, call.protected)
+            inputs, mask = Inputs(*(gather(t, index) for t in inputs)), None
+        out, ssm = layer.scan(inputs, plan, mask, ssm, self.backend)
         if memory is not None:
-            memory.write(inputs.window, ssm)
-        out = mixer.out(y, inputs.z if index is None else _gather(inputs.z, index))
+            memory.write(conv, ssm)
         return out if index is None else self._spread(out, index, hidden.shape[1], call)
 
     def _begin(self, hidden: Tensor, mask: Tensor | None, memory: Memory | None) -> Call:
@@ -244,8 +248,8 @@ class Attached:
             return None
         index, call.kept = call.kept, None
         if isinstance(out, Tensor):
-            return _gather(out, index)
-        return tuple(_gather(t, index) for t in out)
+            return gather(out, index)
+        return tuple(gather(t, index) for t in out)
 
 
 class MixerForward:
@@ -261,12 +265,6 @@ class MixerForward:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self._attached.__reduce_ex__(protocol)
-
-
-def _gather(t: Tensor, index: Tensor) -> Tensor:
-    """(B, L, ...) -> (B, K, ...)."""
-    index = index.view(*index.shape, *[1] * (t.dim() - 2))
-    return t.gather(1, index.expand(-1, -1, *t.shape[2:]))
 
 
 def _nothing_read(batch: int) -> State:

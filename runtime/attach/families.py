@@ -12,11 +12,8 @@ from typing import Any
 
 from torch import nn
 
+from .adapters import Adapter, mamba1, mamba2, mamba_ssm
 from .hosts import Call, call_mamba_ssm, call_transformers
-from .mamba1 import FalconMamba, Mamba1
-from .mamba2 import Mamba2
-from .mamba_ssm import MambaSSM2
-from .mixer import Mixer
 
 Layers = Iterator[tuple[nn.Module, Any]]  # (block, mixer), in order
 
@@ -28,7 +25,7 @@ class Family:
     name: str
     find: Callable[[Any], Layers]
     call: Callable[..., Call]
-    mixer: Callable[[Any, str], Mixer]
+    layer: Adapter
     embedding: Callable[[Any], Any]
     decimates: bool = True  # hybrids do not: the caches of their attention layers keep every token
 
@@ -61,15 +58,11 @@ def _mamba_ssm_embedding(model: Any) -> Any:
     return _backbone(model).embedding
 
 
-def _mamba_ssm_mixer(mixer: Any, backend: str) -> Mixer:
-    return Mamba1(mixer, backend) if hasattr(mixer, "x_proj") else MambaSSM2(mixer, backend)
-
-
-MAMBA = Family("transformers' Mamba", _mixers, call_transformers, Mamba1, _transformers_embedding)
-FALCON_MAMBA = Family("transformers' FalconMamba", _mixers, call_transformers, FalconMamba, _transformers_embedding)
-MAMBA2 = Family("transformers' Mamba2", _mixers, call_transformers, Mamba2, _transformers_embedding)
-HYBRID = Family("a hybrid with attention", _hybrid_mixers, call_transformers, Mamba2, _transformers_embedding, False)
-MAMBA_SSM = Family("mamba_ssm's Mamba", _mixers, call_mamba_ssm, _mamba_ssm_mixer, _mamba_ssm_embedding)
+MAMBA = Family("transformers' Mamba", _mixers, call_transformers, mamba1, _transformers_embedding)
+FALCON_MAMBA = Family("transformers' FalconMamba", _mixers, call_transformers, mamba1, _transformers_embedding)
+MAMBA2 = Family("transformers' Mamba2", _mixers, call_transformers, mamba2, _transformers_embedding)
+HYBRID = Family("a hybrid with attention", _hybrid_mixers, call_transformers, mamba2, _transformers_embedding, False)
+MAMBA_SSM = Family("mamba_ssm's Mamba", _mixers, call_mamba_ssm, mamba_ssm, _mamba_ssm_embedding)
 
 _KNOWN = {
     ("transformers.models.mamba.", "MambaForCausalLM"): MAMBA,

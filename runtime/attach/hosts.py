@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..state import State
@@ -34,11 +35,11 @@ class Memory(Protocol):
     def started(self) -> bool:
         """Whether tokens were read before this call."""
 
-    def read(self, width: int) -> tuple[Tensor | None, Tensor | None]:
-        """The last W-1 inputs of the convolution (B, channels, W-1) and the ssm state; None before the first token."""
+    def read(self, last: int) -> tuple[Tensor | None, Tensor | None]:
+        """The `last` = W-1 inputs of the convolution (B, channels, W-1), and the ssm state; None before any token."""
 
-    def write(self, window: Tensor, ssm: Tensor) -> None:
-        """Replace both: the last W inputs of the convolution (B, channels, W), and the ssm state."""
+    def write(self, conv: Tensor, ssm: Tensor) -> None:
+        """Replace both. The libraries hold W inputs, of which the oldest is never read again: it becomes 0."""
 
     def reading(self) -> State | None: ...
     def remember(self, reading: State) -> None: ...
@@ -61,14 +62,14 @@ class TransformersMemory:
     def started(self) -> bool:
         return self.cache.get_recurrent_state(self.layer) is not None
 
-    def read(self, width: int) -> tuple[Tensor | None, Tensor | None]:
+    def read(self, last: int) -> tuple[Tensor | None, Tensor | None]:
         conv = self.cache.get_conv_state(self.layer)
-        return None if conv is None else conv[..., 1 - width :], self.cache.get_recurrent_state(self.layer)
+        return None if conv is None else conv[..., -last:], self.cache.get_recurrent_state(self.layer)
 
-    def write(self, window: Tensor, ssm: Tensor) -> None:
+    def write(self, conv: Tensor, ssm: Tensor) -> None:
         if self.cache.is_recording_past(self.layer):
             raise ValueError("assisted generation rolls states back, which attach does not follow; generate without it")
-        # The cache appends to what it holds and keeps the last W: a whole window replaces it.
+        window = F.pad(conv, (1, 0))  # the cache appends to what it holds and keeps the last W: W of them replace it
         self.cache.update_conv_state(window, self.layer, conv_kernel_size=window.shape[-1])
         self.cache.update_recurrent_state(ssm, self.layer)
 
@@ -143,13 +144,14 @@ class MambaSSMMemory:
     def started(self) -> bool:
         return bool(self.params.seqlen_offset > 0)
 
-    def read(self, width: int) -> tuple[Tensor | None, Tensor | None]:
+    def read(self, last: int) -> tuple[Tensor | None, Tensor | None]:
         if not self.started():
             return None, None
         conv, ssm = self.params.key_value_memory_dict[self.layer]
-        return conv[..., 1 - width :], ssm
+        return conv[..., -last:], ssm
 
-    def write(self, window: Tensor, ssm: Tensor) -> None:
+    def write(self, conv: Tensor, ssm: Tensor) -> None:
+        window = F.pad(conv, (1, 0))
         held = self.params.key_value_memory_dict.get(self.layer)
         if held is None:
             self.params.key_value_memory_dict[self.layer] = (window, ssm)

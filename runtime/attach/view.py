@@ -7,28 +7,34 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..steering import Steering
+from ..layer import Layer
+from .adapters import Adapter
 from .identity import fingerprint_of
-from .mixer import Mixer
 
 if TYPE_CHECKING:
     from .families import Family
 
 
 class Part(NamedTuple):
-    """One Mamba layer: the block whose output is the residual stream, the mixer inside, and its arithmetic."""
+    """One Mamba layer: the block whose output is the residual stream, the mixer inside, and how it becomes a layer."""
 
     block: nn.Module
     module: Any
-    mixer: Mixer
+    adapter: Adapter
+
+    @property
+    def layer(self) -> Layer:
+        """Of its parameters as they are now."""
+        return self.adapter(self.module)
 
 
 class View:
     """Stands in for runtime.weights.Weights; attention layers have no entry. Tensors are the model's own."""
 
-    def __init__(self, model: nn.Module, family: Family, backend: str):
+    def __init__(self, model: nn.Module, family: Family):
         self._family, self._model = family, model
-        self.parts = tuple(Part(block, mixer, family.mixer(mixer, backend)) for block, mixer in family.find(model))
+        self.parts = tuple(Part(block, mixer, family.layer) for block, mixer in family.find(model))
+        _ = self.layers  # refuses what no layer can be made of
 
     @property
     def embedding(self) -> Tensor:
@@ -36,8 +42,8 @@ class View:
         return weight
 
     @property
-    def layers(self) -> tuple[Steering, ...]:
-        return tuple(part.mixer.steering for part in self.parts)
+    def layers(self) -> tuple[Layer, ...]:
+        return tuple(part.layer for part in self.parts)
 
     @cached_property
     def fingerprint(self) -> str:

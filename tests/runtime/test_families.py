@@ -79,9 +79,10 @@ def transcription(lm, ids, g=None, decimate=None, weight=None, r=1):
     def rms(x, epsilon=1e-5):
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
 
-    for i, layer in enumerate(w.layers):
-        E, H = layer.out_proj.shape[1], layer.dt_bias.shape[0]
-        z, xBC, dt = ((rms(h) * layer.norm.double()) @ layer.in_proj.double().T).split([E, E + 2 * G * N, H], -1)
+    for i, (layer, before) in enumerate(zip(w.layers, w.norms)):
+        E, H = layer.out_proj.weight.shape[1], layer.dt_bias.shape[0]
+        normed = rms(h) * before.weight.double()
+        z, xBC, dt = (normed @ layer.in_proj.weight.double().T).split([E, E + 2 * G * N, H], -1)
         padded, taps = F.pad(xBC, (0, 0, 3, 0)), layer.conv.double()
         xBC = F.silu(sum(padded[k : k + len(h)] * taps[:, k] for k in range(4)) + layer.conv_bias.double())
         x, B, C = xBC.split([E, G * N, G * N], -1)
@@ -104,13 +105,13 @@ def transcription(lm, ids, g=None, decimate=None, weight=None, r=1):
                 state = state + delta[t, head] * torch.outer(x_t, B_t)
                 y[t, head] = state @ C[t].view(G, N)[group] + layer.D[head].double() * x_t
         y = y.flatten(1)
-        if layer.gated_norm is None:
+        if layer.gate.weight is None:
             y = y * F.silu(z)
         elif about.norm_before_gate:
-            y = rms(y.view(-1, G, E // G)).flatten(1) * layer.gated_norm.double() * F.silu(z)
+            y = rms(y.view(-1, G, E // G)).flatten(1) * layer.gate.weight.double() * F.silu(z)
         else:
-            y = rms((y * F.silu(z)).view(-1, G, E // G)).flatten(1) * layer.gated_norm.double()
-        h = h + y @ layer.out_proj.double().T
+            y = rms((y * F.silu(z)).view(-1, G, E // G)).flatten(1) * layer.gate.weight.double()
+        h = h + y @ layer.out_proj.weight.double().T
     return rms(h) * w.norm.double() @ w.head.double().T, positions
 
 

@@ -16,13 +16,13 @@ def transcription(lm, ids, g=None, decimate=None, weight=None, r=1):
     w = lm.weights
     h = w.embedding[ids].double()
     positions = torch.arange(len(ids))
-    for i, layer in enumerate(w.layers):
-        normed = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-5) * layer.norm.double()
-        x, z = (normed @ layer.in_proj.double().T).chunk(2, -1)
+    for i, (layer, before) in enumerate(zip(w.layers, w.norms)):
+        normed = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-5) * before.weight.double()
+        x, z = (normed @ layer.in_proj.weight.double().T).chunk(2, -1)
         padded = F.pad(x, (0, 0, 3, 0))
         x = F.silu(sum(padded[k : k + len(x)] * layer.conv[:, k].double() for k in range(4)) + layer.conv_bias.double())
         R, N = layer.dt_proj.shape[1], layer.A.shape[1]
-        low, B, C = (x @ layer.x_proj.double().T).split([R, N, N], -1)
+        low, B, C = (x @ layer.x_proj.weight.double().T).split([R, N, N], -1)
         delta = F.softplus(low @ layer.dt_proj.double().T + layer.dt_bias.double())
         if decimate and i in decimate:
             S = len(h)
@@ -38,7 +38,7 @@ def transcription(lm, ids, g=None, decimate=None, weight=None, r=1):
         for t in range(len(x)):
             state = torch.exp(delta[t, :, None] * layer.A.double()) * state + (delta[t] * x[t])[:, None] * B[t]
             ys.append(state @ C[t] + layer.D.double() * x[t])
-        h = h + (torch.stack(ys) * F.silu(z)) @ layer.out_proj.double().T
+        h = h + (torch.stack(ys) * F.silu(z)) @ layer.out_proj.weight.double().T
     h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-5) * w.norm.double()
     return h @ w.head.double().T, positions
 

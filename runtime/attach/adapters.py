@@ -1,0 +1,102 @@
+"""Mixers of other libraries as layers of the runtime: the same arithmetic, their own modules as projections.
+
+A layer is made anew for each call, so that it holds the parameters as they are now: moved, converted or adapted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..layer import Layer
+from ..mamba1 import Mamba1
+from ..mamba2 import Gate, GatedNorm, Mamba2
+
+Adapter = Callable[[Any], Layer]
+
+
+def mamba1(mixer: Any) -> Mamba1:
+    """transformers' Mamba and mamba_ssm's, with in_proj, conv1d, x_proj, dt_proj, A_log, D and out_proj."""
+    _check_activation(mixer)
+    if not mixer.dt_proj.weight.is_floating_point():
+        raise ValueError("attach cannot read quantized dt_proj weights; load the model in a float dtype")
+    return Mamba1(
+        in_proj=mixer.in_proj,
+        conv=mixer.conv1d.weight[:, 0],
+        conv_bias=mixer.conv1d.bias,
+        x_proj=mixer.x_proj,
+        dt_proj=mixer.dt_proj.weight,
+        dt_bias=_wide(mixer.dt_proj.bias),
+        A=-torch.exp(_wide(mixer.A_log)),
+        D=_wide(mixer.D),
+        out_proj=mixer.out_proj,
+        inner_norms=_inner_norms(mixer),
+    )
+
+
+def _inner_norms(mixer: Any) -> Any:
+    """Falcon-Mamba's norms of delta's low rank, B and C; None in Mamba-1."""
+    names = ("dt_layernorm", "b_layernorm", "c_layernorm")
+    return tuple(getattr(mixer, name) for name in names) if hasattr(mixer, names[0]) else None
+
+
+def mamba2(mixer: Any) -> Mamba2:
+    """transformers' Mamba2 mixers, those of the hybrids Zamba2 and Bamba among them.
+
+    The model's time_step_limit holds for steps as for prompts; transformers leaves it out of its own steps.
+    """
+    return _mamba2(mixer, mixer.norm, mixer.n_groups, mixer.ssm_state_size, mixer.time_step_limit, _wide(mixer.D))
+
+
+def mamba_ssm2(mixer: Any) -> Mamba2:
+    """mamba_ssm's Mamba2, as in the published mamba2-* models: other names, and a norm it computes on a GPU alone.
+
+    Tensor parallelism and half-MLP mixers (d_ssm) are refused.
+    """
+    if mixer.process_group is not None or mixer.d_ssm != mixer.d_inner:
+        raise ValueError("attach does not read tensor-parallel or d_ssm mixers; build the model without them")
+    gate = GatedNorm(None, 1, 0.0, False)
+    if mixer.rmsnorm:
+        groups = mixer.d_inner // (mixer.norm.group_size or mixer.d_inner)
+        gate = GatedNorm(mixer.norm.weight, groups, mixer.norm.eps, mixer.norm_before_gate)
+    D = _wide(mixer.D)
+    D = D.view(mixer.nheads, -1) if mixer.D_has_hdim else D
+    return _mamba2(mixer, gate, mixer.ngroups, mixer.d_state, mixer.dt_limit, D)
+
+
+def mamba_ssm(mixer: Any) -> Layer:
+    """Either generation of mamba_ssm's mixers."""
+    return mamba1(mixer) if hasattr(mixer, "x_proj") else mamba_ssm2(mixer)
+
+
+def _mamba2(mixer: Any, gate: Gate, groups: int, N: int, limit: tuple[float, float], D: Tensor) -> Mamba2:
+    _check_activation(mixer)
+    low, high = limit
+    return Mamba2(
+        in_proj=mixer.in_proj,
+        conv=mixer.conv1d.weight[:, 0],
+        conv_bias=mixer.conv1d.bias,
+        A=-torch.exp(_wide(mixer.A_log)),
+        dt_bias=_wide(mixer.dt_bias),
+        limit=(low, high),
+        D=D,
+        gate=gate,
+        out_proj=mixer.out_proj,
+        groups=groups,
+        N=N,
+    )
+
+
+def _check_activation(mixer: Any) -> None:
+    """Raise ValueError for a mixer that does not gate with silu, as the kernels do."""
+    name = getattr(mixer, "activation", "silu")
+    if name not in ("silu", "swish"):
+        raise ValueError(f"this model's activation is {name!r}; attach reads models with silu, as the published ones")
+
+
+def _wide(t: Tensor) -> Tensor:
+    """float32 (float64 stays): what steers exponentials is never narrower."""
+    return t.detach().to(torch.promote_types(torch.float32, t.dtype))
