@@ -113,7 +113,7 @@ def read_mamba1(tensors: Tensors, p: str, config: ModelConfig) -> Mamba1:
     get, optional = tensors.get, tensors.optional
     return Mamba1(
         norm=get(p + "norm.weight", M),
-        norm_bias=optional(p + "norm.bias", M),
+        norm_bias=None if config.rms_norm else optional(p + "norm.bias", M),
         in_proj=get(p + "mixer.in_proj.weight", 2 * D, M),
         in_bias=optional(p + "mixer.in_proj.bias", 2 * D),
         conv=get(p + "mixer.conv1d.weight", D, 1, W)[:, 0],

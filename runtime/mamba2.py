@@ -136,7 +136,7 @@ def read_mamba2(tensors: Tensors, p: str, config: ModelConfig) -> Mamba2:
     D = get(p + "mixer.D", E if a_channel else H)
     return Mamba2(
         norm=get(p + "norm.weight", M),
-        norm_bias=optional(p + "norm.bias", M),
+        norm_bias=None if config.rms_norm else optional(p + "norm.bias", M),
         in_proj=get(p + "mixer.in_proj.weight", E + channels + H, M),
         in_bias=optional(p + "mixer.in_proj.bias", E + channels + H),
         conv=get(p + "mixer.conv1d.weight", channels, 1, W)[:, 0],
