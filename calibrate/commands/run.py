@@ -28,8 +28,8 @@ from .group import METHODS, cli, json_option, lengths_callback, model_options, p
 @click.option("--samples", type=click.IntRange(1), help="Windows per length.")
 @place_options
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--workdir", type=click.Path(path_type=Path, file_okay=False), help="Journal [default: OUT.work].")
-@click.option("--resume/--fresh", default=True, help="Go on from the journal, or start afresh.")
+@click.option("--workdir", type=click.Path(path_type=Path, file_okay=False), help="Its journal [default: OUT.work].")
+@click.option("--resume/--fresh", default=True, help="Go on from what the journal has of this run, or forget that.")
 @json_option
 def run(
     model: str,
