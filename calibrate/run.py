@@ -110,6 +110,8 @@ def calibrate(lm: LM, recipe: Recipe, options: Options, world: World = ALONE) ->
 def _calibrate(lm: LM, recipe: Recipe, options: Options, world: World, held: ExitStack) -> Calibration:
     """The same; the journal, and with it the work folder's lock, is `held`."""
     began = time.monotonic()
+    lm = lm.with_sidecar(None)
+    lm.filter_decode = recipe.filter.decode  # candidates are read as the sidecar will be
     L, lengths = options.train_length, sorted(options.lengths)
     allowed = allowed_methods(options.method, recipe, lm.hybrid)
     if lengths[0] <= L:
@@ -302,7 +304,10 @@ def _finish(
     cost: float = 0.0,
 ) -> Calibration:
     settings = json.loads(to_json(recipe))
-    side = assemble(lm, options.train_length, found, recipe=settings, calibration=provenance, scores=list(scores))
+    side = assemble(
+        lm, options.train_length, found, recipe=settings, calibration=provenance, scores=list(scores),
+        filter_decode=recipe.filter.decode,
+    )  # fmt: skip
     summary = []
     for entry, tensors in found:
         keep = dict(zip(map(str, tensors["layers"].tolist()), tensors["keep"].tolist())) if "layers" in tensors else {}

@@ -27,7 +27,7 @@ from .hosts import cache_name, reading_of, remember
 
 
 def load_hybrid(
-    source: Source, device: torch.device, dtype: torch.dtype, backend: str, filter_decode: bool
+    source: Source, device: torch.device, dtype: torch.dtype, backend: str, filter_decode: bool | None
 ) -> HybridLM:
     """Read a checkpoint with transformers. Raises CheckpointError where transformers is missing or cannot read it."""
     try:

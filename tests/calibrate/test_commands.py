@@ -138,6 +138,7 @@ def test_published_recipes(folder, text, tmp_path, recipe):
     call("run", "--model", folder, "--texts", text, "--train-length", 64, "--recipe", recipe, "--out", out)
     side = Sidecar.read(out)
     if recipe == "paper-longmamba":
+        assert not side.filter_decode
         assert side.plan(640).method == "filter"
         assert side.plan(640) == side.plan(640, "filter")
         # the table's start scales by L / 2000: 3000 x 64 / 2000 = 96
