@@ -162,6 +162,15 @@ def test_method_limits_the_candidates(folder, text, tmp_path, method):
         assert side.plan(128, method).method == method
 
 
+def test_the_seed_is_the_recipes_unless_given(folder, text, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("seed: 7\n")
+    for options, seed in (((), 7), (("--seed", 0), 0)):
+        call("run", "--model", folder, "--texts", text, "--train-length", 64, "--lengths", 128, "--method", "none",
+             "--recipe", recipe, "--out", tmp_path / "one.st", *options)  # fmt: skip
+        assert json.loads(Sidecar.read(tmp_path / "one.st").metadata["calibration"])["seed"] == seed
+
+
 def _random_text(path, size):
     rng = random.Random(0)
     path.write_text(" ".join("".join(rng.choices("abcdefgh", k=5)) for _ in range(size)))
