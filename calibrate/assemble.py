@@ -27,9 +27,11 @@ def assemble(
     recipe: Any = None,
     calibration: Any = None,
     scores: Any = None,
+    filter_decode: bool = True,
 ) -> Sidecar:
     """A Sidecar for `lm` from bands in order of length, each an entry and its tensors."""
     tensors = {f"bands.{b}.{name}": tensor for b, (_, found) in enumerate(bands) for name, tensor in found.items()}
+    policy = {"bands": [entry.to_json() for entry, _ in bands]}
     metadata = {
         "format": "pt",
         "schema": SCHEMA,
@@ -45,6 +47,6 @@ def assemble(
         "recipe": canonical(recipe or {}),
         "calibration": canonical(calibration or {}),
         "scores": canonical(scores or []),
-        "policy": canonical({"bands": [entry.to_json() for entry, _ in bands]}),
+        "policy": canonical(policy if filter_decode else {**policy, "filter_decode": False}),
     }
     return Sidecar(tensors, metadata)

@@ -97,10 +97,22 @@ def _body(side: Sidecar, repo_id: str, figures: Mapping[str, str]) -> str:
         f"- Beyond the longest calibrated length ({max(n for b in side.bands for n in b.lengths):,}) its settings are "
         "extrapolated, unmeasured.\n"
         "- The sidecar fits this model only (its fingerprint is checked) and was chosen on the text above; measure on "
-        "your own with `calibrate eval`.\n"
-        "- Generated tokens are not filtered; decimation drops tokens of the prompt for good.",
+        f"your own with `calibrate eval`.\n{_generated(side)}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _generated(side: Sidecar) -> str:
+    """What happens to tokens after the prompt, and to those that are dropped from it, by the methods auto picks."""
+    methods = {band.method for band in side.bands}
+    said = []
+    if methods & {"filter", "both", "scale"}:
+        treated = "scaled" if "scale" in methods and not methods & {"filter", "both"} else "filtered"
+        default = f"are {treated}, too" if side.filter_decode else f"are not {treated}"
+        said.append(f"- Generated tokens {default}; `load(..., filter_decode={not side.filter_decode})` changes that.")
+    if methods & {"decimate", "both"}:
+        said.append("- Decimation drops tokens of the prompt for good.")
+    return "\n".join(said)
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -33,7 +33,7 @@ class LongScanLM(TemplateLM):
     """A Mamba with its sidecar.
 
     pretrained: `demo`, a folder or a Hub id (of a model, or of a sidecar alone); sidecar: a file or a Hub id
-    method: auto, none, filter, decimate or both
+    method: auto, none, scale, filter, decimate or both
     max_length: longest prompt allowed, in tokens; None reads any. Rolling perplexity cuts documents into windows of
         it; without it, of the longest calibrated length (or the training length)
     batch_size: rows read at once, equal lengths only, so that every row's plan is that of its own length; "auto"

@@ -1,14 +1,15 @@
-"""What a run has already paid for: scores, one JSON line each, and tensors, one file each.
+"""What runs have already paid for: scores in a table, tensors in a file each; an interrupted run goes on there.
 
-An interrupted run goes on there. Floats are written so that they read back to the same bits; a last line cut short by a
-crash is ignored, and tensors are renamed into place. One process keeps the journal; the others are told what it knew.
+One SQLite file holds the scores of every run that used the folder, each under its run's identity. Whoever has it open
+holds its lock, which ends with the process, however that ends; a second run is refused. Floats read back to the same
+bits. One process keeps the journal; the others are told what it knew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,40 +22,66 @@ from ..runtime.files import save_tensors
 from .errors import UserError
 from .world import ALONE, World
 
+NAME = "journal.sqlite"
+_SECONDS = 1.0  # to wait for a process that is about to end
+
 
 class Journal:
-    """Append-only record in `workdir`, valid for one identity (model, texts, recipe, seed). None keeps nothing."""
+    """Record in `workdir` of the run of one identity (model, texts, recipe, seed). None keeps nothing.
+
+    Raises UserError, on every rank, if another run uses the folder or it cannot be written. Close it after use.
+    """
 
     def __init__(self, workdir: Path | None, identity: str, resume: bool, world: World = ALONE) -> None:
-        self._path = workdir / "journal.jsonl" if workdir and world.rank == 0 else None
+        self._folder = workdir if world.rank == 0 else None
         self._run = hashlib.sha256(identity.encode()).hexdigest()
         self._known: dict[str, Any] = {}
         self._world = world
+        self._db: sqlite3.Connection | None = None
         self.note = ""
-        if self._path:
-            try:
-                self._open(self._path, resume)
-            except OSError as error:
-                raise UserError(
-                    f"cannot use work folder {workdir}: {error.strerror}; give another --workdir"
-                ) from error
+        problem = self._open(self._folder, resume) if self._folder else ""
+        if problem := world.agree(problem):
+            self.close()
+            raise UserError(problem)
         self._known = world.agree(self._known)
 
-    def _open(self, path: Path, resume: bool) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines(keepends=True) if resume and path.exists() else []
-        entries = [json.loads(line) for line in lines if line.endswith("\n") and _whole(line)]
-        if entries and entries[0] == {"run": self._run}:
-            self._known = {entry["key"]: entry["value"] for entry in entries[1:]}
-            self.note = f"going on from {len(self._known)} scores in {path.name}"
-            if len(entries) < len(lines):  # drop the torn end before appending
-                _rewrite(path, entries)
-            return
-        if entries:
-            self.note = "the work folder belongs to other inputs: starting afresh"
-        for old in (*path.parent.glob("*.part.safetensors"), *path.parent.glob(".*.tmp")):
-            old.unlink()
-        _rewrite(path, [{"run": self._run}])
+    def _open(self, folder: Path, resume: bool) -> str:
+        """Lock the folder and read what it knows of this run; returns what is wrong with it."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            db = self._db = sqlite3.connect(folder / NAME, timeout=_SECONDS, isolation_level=None)
+            db.execute("PRAGMA locking_mode = EXCLUSIVE")  # a lock that is taken is kept as long as this is open
+            db.execute("BEGIN EXCLUSIVE")
+            db.execute("CREATE TABLE IF NOT EXISTS scores (run TEXT, key TEXT, value TEXT, PRIMARY KEY (run, key))")
+            if not resume:
+                db.execute("DELETE FROM scores WHERE run = ?", [self._run])
+                self._drop_tensors()
+            rows = db.execute("SELECT key, value FROM scores WHERE run = ? ORDER BY rowid", [self._run])
+            self._known = {key: json.loads(value) for key, value in rows}
+            others = db.execute("SELECT 1 FROM scores WHERE run != ?", [self._run]).fetchone()
+            db.execute("COMMIT")
+            for old in folder.glob(".*.part.safetensors.*.tmp"):  # half-written, by a run that is no more
+                old.unlink()
+        except sqlite3.Error as error:
+            if "locked" in str(error):
+                return (  # SQLite says the same where the file system has no locks
+                    f"work folder {folder} is in use by another run, or lies where files cannot be locked; "
+                    "wait for that run's end, or give another --workdir"
+                )
+            return f"cannot use {NAME} in {folder} ({error}); give another --workdir, on a local disk"
+        except OSError as error:
+            return f"cannot use work folder {folder}: {error.strerror}; give another --workdir"
+        if self._known:
+            self.note = f"going on from {len(self._known)} scores in {NAME}"
+        elif others:
+            self.note = "the work folder knows other runs, which are kept, but not this one: starting afresh"
+        return ""
+
+    def close(self) -> None:
+        """Let other runs use the folder."""
+        if self._db:
+            self._db.close()
+            self._db = None
 
     def get(self, key: str) -> Any | None:
         return self._known.get(key)
@@ -64,20 +91,21 @@ class Journal:
         return [value for key, value in self._known.items() if key.startswith(start)]
 
     def put(self, key: str, value: Any) -> None:
+        """On disk when this returns. Raises UserError if it cannot be written."""
         self._known[key] = value
-        if self._path:
-            with self._path.open("a") as file:
-                file.write(json.dumps({"key": key, "value": value}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+        if self._db:
+            try:
+                self._db.execute("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", [self._run, key, json.dumps(value)])
+            except sqlite3.Error as error:
+                raise UserError(f"cannot write to {NAME} ({error}); free some space and run the same again") from error
 
     def tensors(self, key: str) -> dict[str, Tensor] | None:
         """Tensors put under this key by an earlier run; None on every rank if the first has none."""
         found = None
-        if self._path and self._file(key).exists():
+        if self._folder and self._file(self._folder, key).exists():
             try:
-                found = load_file(self._file(key))
-            except (SafetensorError, OSError):  # not ours, or damaged: pay again
+                found = load_file(self._file(self._folder, key))
+            except (SafetensorError, OSError):  # damaged: pay again
                 found = None
         if not self._world.agree(found is not None):
             return None
@@ -85,30 +113,17 @@ class Journal:
         return {name: self._world.spread(found[name] if found else None, *shapes[name]) for name in sorted(shapes)}
 
     def put_tensors(self, key: str, values: Mapping[str, Tensor]) -> None:
-        if self._path:
-            save_tensors(self._file(key), values, {"run": self._run})
+        if self._folder:
+            save_tensors(self._file(self._folder, key), values, {"run": self._run})
 
     def finish(self) -> None:
-        """The sidecar is safe: drop the tensors, which may be large, and keep the scores."""
-        if self._path:
-            for old in self._path.parent.glob("*.part.safetensors"):
+        """The calibration is made: drop this run's tensors, which may be large, and keep the scores."""
+        self._drop_tensors()
+
+    def _drop_tensors(self) -> None:
+        if self._folder:
+            for old in self._folder.glob(f"{self._run[:16]}-*.part.safetensors"):
                 old.unlink()
 
-    def _file(self, key: str) -> Path:
-        assert self._path is not None
-        name = hashlib.sha256(f"{self._run} {key}".encode()).hexdigest()[:24]
-        return self._path.with_name(f"{name}.part.safetensors")
-
-
-def _rewrite(path: Path, entries: list[Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    os.replace(temporary, path)
-
-
-def _whole(line: str) -> bool:
-    try:
-        json.loads(line)
-    except ValueError:
-        return False
-    return True
+    def _file(self, folder: Path, key: str) -> Path:
+        return folder / f"{self._run[:16]}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.part.safetensors"

@@ -120,6 +120,7 @@ class Filter:
     layers: Literal["all", "search"] | tuple[int, ...] = setting(
         "search", either(choice("all", "search"), _layers), "layers that are filtered"
     )
+    decode: bool = setting(True, boolean, "filter generated tokens, too, unless the reader says otherwise")
     scale_from: int | None = setting(
         None,
         optional(_length),

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,9 @@ from torch import Tensor
 from ..runtime.model import LM
 from ..runtime.sidecar import Band, Sidecar, canonical
 from ..runtime.tokenizer import plain_ids
+from ..runtime.weight_files import weight_files
 from .arena import Arena, Objective
-from .assemble import assemble
+from .assemble import assemble, producer_version
 from .band_tables import Tables, band_entry
 from .console import progress, say
 from .errors import UserError
@@ -101,7 +103,15 @@ def encode(lm: LM, texts: Texts) -> list[Tensor]:
 
 def calibrate(lm: LM, recipe: Recipe, options: Options, world: World = ALONE) -> Calibration:
     """Calibrate a model. Raises UserError with the remedy where texts, lengths and model do not fit together."""
+    with ExitStack() as held:
+        return _calibrate(lm, recipe, options, world, held)
+
+
+def _calibrate(lm: LM, recipe: Recipe, options: Options, world: World, held: ExitStack) -> Calibration:
+    """The same; the journal, and with it the work folder's lock, is `held`."""
     began = time.monotonic()
+    lm = lm.with_sidecar(None)
+    lm.filter_decode = recipe.filter.decode  # candidates are read as the sidecar will be
     L, lengths = options.train_length, sorted(options.lengths)
     allowed = allowed_methods(options.method, recipe, lm.hybrid)
     if lengths[0] <= L:
@@ -123,9 +133,8 @@ def calibrate(lm: LM, recipe: Recipe, options: Options, world: World = ALONE) ->
         "device": lm.device.type,
         "dtype": str(lm.weights.embedding.dtype).removeprefix("torch."),
     }
-    journal = Journal(
-        options.workdir, canonical([lm.fingerprint, provenance, to_json(recipe), L]), options.resume, world
-    )
+    identity = canonical([*_identity(lm), provenance, to_json(recipe), L])
+    journal = held.enter_context(closing(Journal(options.workdir, identity, options.resume, world)))
     if journal.note:
         say(journal.note)
     finish = partial(_finish, lm, recipe, options, provenance, journal, began)
@@ -162,6 +171,14 @@ def calibrate(lm: LM, recipe: Recipe, options: Options, world: World = ALONE) ->
     judged = sum(judge.token_layers for judge in judges.values())
     spent = (arena.token_layers + judged + sweeper.token_layers) / len(layers) + windows.numel()
     return finish(found, scores, int(spent), spent / _distinct_tokens(arena, judges))
+
+
+def _identity(lm: LM) -> list[Any]:
+    """Which model, read by which version: the fingerprint does not cover all of it, so its files are looked at."""
+    others = [path for name in ("config.json", "tokenizer.json") if (path := lm.source.find(name))]
+    files = [path.stat() for path in [*weight_files(lm.source.folder, lm.source.name)[0], *others]]
+    about = [[file.st_size, file.st_mtime_ns] for file in files]
+    return [producer_version(), lm.source.name, lm.source.revision, lm.fingerprint, about]
 
 
 def _arenas(
@@ -287,7 +304,10 @@ def _finish(
     cost: float = 0.0,
 ) -> Calibration:
     settings = json.loads(to_json(recipe))
-    side = assemble(lm, options.train_length, found, recipe=settings, calibration=provenance, scores=list(scores))
+    side = assemble(
+        lm, options.train_length, found, recipe=settings, calibration=provenance, scores=list(scores),
+        filter_decode=recipe.filter.decode,
+    )  # fmt: skip
     summary = []
     for entry, tensors in found:
         keep = dict(zip(map(str, tensors["layers"].tolist()), tensors["keep"].tolist())) if "layers" in tensors else {}

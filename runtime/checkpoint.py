@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,57 +11,52 @@ from torch import Tensor
 
 from .errors import CheckpointError
 from .source import Source
+from .weight_files import weight_files
 
-_SAFE, _BIN = "model.safetensors", "pytorch_model.bin"
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # float8 and integers come with scales
+_INSIDE = ("state_dict", "model_state_dict", "model")  # where a training loop puts the weights in its own dictionary
 
 
 def read_tensors(source: Source, convert: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
     """Every tensor of the checkpoint, sharded or not, each passed through `convert` as it is read.
 
-    At most one tensor of a safetensors file exists twice; `.bin` files are mapped, and read with weights_only. Names
-    are those of the state-spaces layout. Raises CheckpointError on missing, truncated or malformed files and on values
-    that are not finite.
+    At most one tensor of a safetensors file exists twice; `.bin` files are mapped where their format allows it, and
+    read with weights_only. Names are those of the state-spaces layout; gradients are not asked for. Raises
+    CheckpointError on missing, truncated or malformed files, on tensors stored twice or named by the index and stored
+    nowhere, and on values that are not floats, not finite, or too large for what `convert` makes of them.
     """
     tensors: dict[str, Tensor] = {}
-    for path in weight_files(source):
-        for name, tensor in _read_file(path):
-            name = "backbone.embedding.weight" if name == "backbone.embeddings.weight" else name
-            if not tensor.is_floating_point():
-                raise CheckpointError(f"{path.name}: {name} holds {tensor.dtype}, expected floats; download it again")
-            if not torch.isfinite(tensor).all():
-                raise CheckpointError(f"{path.name}: {name} holds NaN or infinite values; download the model again")
+    holders: dict[str, str] = {}  # name -> file
+    paths, index = weight_files(source.folder, source.name)
+    for path in paths:
+        for stored, given in _read_file(path):
+            name = "backbone.embedding.weight" if stored == "backbone.embeddings.weight" else stored
+            if name in holders:
+                raise CheckpointError(
+                    f"{name} is stored twice, in {holders[name]} and in {path.name}; download the model again"
+                )
+            holders[name] = path.name
+            tensor = given.detach()  # a Parameter would ask for gradients ever after
+            if tensor.dtype not in _FLOATS or tensor.layout != torch.strided:
+                kind = str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.")
+                raise CheckpointError(
+                    f"{path.name}: {name} holds {kind}, expected float32, float16 or bfloat16; "
+                    "give the unquantised model"
+                )
             tensors[name] = convert(name, tensor)
+            if tensors[name].is_meta:  # the caller wants its shape alone
+                continue
+            if not torch.isfinite(tensors[name]).all():
+                if torch.isfinite(tensor).all():
+                    kind = str(tensors[name].dtype).removeprefix("torch.")
+                    raise CheckpointError(
+                        f"{name} has values too large for {kind}; load with dtype bfloat16 or float32"
+                    )
+                raise CheckpointError(f"{path.name}: {name} holds NaN or infinite values; download the model again")
+    known = {"backbone.embedding.weight" if n == "backbone.embeddings.weight" else n for n in index or ()}
+    if lost := sorted(known - set(holders)):
+        raise CheckpointError(f"the shard index names {lost[0]}, which no shard holds; download the model again")
     return tensors
-
-
-def weight_files(source: Source) -> list[Path]:
-    """The files that hold the weights; safetensors before `.bin`, one file before an index of shards."""
-    single = source.find(_SAFE)
-    if single:
-        return [single]
-    index = source.find(_SAFE + ".index.json")
-    if index:
-        return _shards(index)
-    single = source.find(_BIN)
-    if single:
-        return [single]
-    index = source.find(_BIN + ".index.json")
-    if index:
-        return _shards(index)
-    raise CheckpointError(f"{source.name} has neither {_SAFE} nor {_BIN}; give a folder with a checkpoint's weights")
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index.name} is not a shard index; download the model again") from error
-    paths = [index.parent / name for name in names if isinstance(name, str) and Path(name).name == name]
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing or len(paths) != len(names):
-        found = ", ".join(missing) or "names outside the folder"
-        raise CheckpointError(f"{index.name}: shard missing: {found}; download the model again")
-    return paths
 
 
 def _read_file(path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -81,12 +75,30 @@ def _read_file(path: Path) -> Iterator[tuple[str, Tensor]]:
             ) from error
         return
     try:
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with path.open("rb") as file:
+            mapped = file.read(4) == b"PK\x03\x04"  # a zip archive; torch before 1.6 wrote another format
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # weights_only raises UnpicklingError, RuntimeError, EOFError and others
         first = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path.name} cannot be read with weights_only ({first}); download it again, or convert it to safetensors"
         ) from error
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise CheckpointError(f"{path.name} is not a dictionary of tensors; give a state-spaces checkpoint")
-    yield from loaded.items()
+    yield from _tensors(loaded, path.name).items()
+
+
+def _tensors(loaded: Any, name: str) -> dict[str, Tensor]:
+    """What torch.load gave as a dictionary of tensors. Raises CheckpointError saying what else it is."""
+    if isinstance(loaded, dict) and len(loaded) == 1 and isinstance(loaded.get(only := next(iter(loaded))), dict):
+        loaded = loaded[only] if only in _INSIDE else loaded
+    if not isinstance(loaded, dict):
+        raise CheckpointError(f"{name} holds a {type(loaded).__name__}, expected a dictionary of tensors")
+    other = next(
+        (key for key, value in loaded.items() if not isinstance(key, str) or not isinstance(value, Tensor)), None
+    )
+    if other is not None:
+        inside = next((key for key in _INSIDE if isinstance(loaded.get(key), dict)), None)
+        remedy = f"save what it holds under {inside!r} by itself" if inside else "give a state-spaces checkpoint"
+        raise CheckpointError(
+            f"{name} is not a dictionary of tensors: {other!r} is a {type(loaded[other]).__name__}; {remedy}"
+        )
+    return loaded

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .config_keys import check_keys, is_state_spaces, refuse_quantised
 from .errors import CheckpointError
 
 PILE_TRAIN_LENGTH = 2048  # the published state-spaces models; their config.json does not say
@@ -42,13 +43,18 @@ class ModelConfig:
     neox_vocabulary: bool
     mamba2: Mamba2Config | None = None  # None: Mamba-1 layers
     inner_epsilon: float | None = None  # Falcon-Mamba: of the norms of delta's low rank, B and C
+    d_state: int | None = None  # N, and whether there are biases: where it says so, the weights must agree
+    bias: bool | None = None
+    conv_bias: bool | None = None
 
     @staticmethod
     def read(path: Path) -> ModelConfig:
         """Read config.json. Raises CheckpointError if it is not that of a Mamba language model we run."""
         data = _object(path)
+        refuse_quantised(data)
+        check_keys(data)
         ends = eos_ids_of(path.parent, data.get("eos_token_id"))
-        return _state_spaces(data, ends) if "d_model" in data and "ssm_cfg" in data else _transformers(data, ends)
+        return _state_spaces(data, ends) if is_state_spaces(data) else _transformers(data, ends)
 
 
 def eos_ids_of(folder: Path, configured: Any) -> tuple[int, ...]:
@@ -82,12 +88,18 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def is_hybrid(path: Path) -> bool:
-    """Whether config.json names a model that mixes attention with Mamba layers, read through transformers."""
+    """Whether config.json names a model that mixes attention with Mamba layers, read through transformers.
+
+    Raises CheckpointError if that model is quantised.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False  # ModelConfig.read says what is wrong
-    return isinstance(data, dict) and data.get("model_type") in _HYBRIDS
+    if not isinstance(data, dict) or data.get("model_type") not in _HYBRIDS:
+        return False
+    refuse_quantised(data)
+    return True
 
 
 def _get(data: dict[str, Any], key: str, kind: type) -> Any:
@@ -124,6 +136,9 @@ def _state_spaces(data: dict[str, Any], ends: tuple[int, ...]) -> ModelConfig:
         train_length=data.get("train_length", PILE_TRAIN_LENGTH if vocabulary in _PILE_VOCAB else None),
         neox_vocabulary=vocabulary in _PILE_VOCAB,
         mamba2=_state_spaces_mamba2(layer) if flavour == "Mamba2" else None,
+        d_state=layer.get("d_state"),
+        bias=layer.get("bias"),
+        conv_bias=layer.get("conv_bias"),
     )
 
 
@@ -164,6 +179,9 @@ def _transformers(data: dict[str, Any], ends: tuple[int, ...]) -> ModelConfig:
         neox_vocabulary=vocabulary in _PILE_VOCAB,
         mamba2=mamba2,
         inner_epsilon=float(data.get("mixer_rms_eps", 1e-6)) if kind == "falcon_mamba" else None,
+        d_state=data.get("state_size"),
+        bias=data.get("use_bias"),
+        conv_bias=data.get("use_conv_bias"),
     )
 
 

@@ -22,7 +22,7 @@ from .plan import Plan
 from .prefill import Output, in_given_columns, is_open, prefill
 from .prompts import Ids, as_batch, check_ids
 from .rows import prefill_by_length
-from .sidecar import Sidecar
+from .sidecar import Sidecar, filters_decode
 from .source import Source, is_hub_id, is_known_anywhere, locate
 from .state import State, read_state
 from .tokenizer import load_tokenizer
@@ -40,7 +40,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     backend: str = "auto",
-    filter_decode: bool = True,
+    filter_decode: bool | None = None,
 ) -> LM:
     """Load a Mamba language model (Mamba-1, Mamba-2 or Falcon-Mamba; Zamba2 and Bamba through transformers) and, if
     given, its sidecar.
@@ -50,7 +50,8 @@ def load(
     sidecar: a file, a Hub id (`user/name`, `user/name@revision`) or a Sidecar; None is the plain model
     revision: of the Hub repository `model`; of the sidecar's where the model is on disk
     dtype: "auto" is float32 on a CPU and bfloat16 on a GPU; the SSM state is float32 in both
-    filter_decode: filter generated tokens too, with the sidecar's g at the length reached; False as published
+    filter_decode: filter generated tokens too, with the sidecar's g at the length reached; False as published; None as
+        the sidecar says, which is True unless a published recipe made it
 
     Raises CheckpointError (model files) and SidecarError (sidecar malformed, or made for another model).
     """
@@ -73,7 +74,7 @@ def load(
 
 
 def _load_plain(
-    source: Source, path: Path, device: torch.device, dtype: torch.dtype, backend: str, filter_decode: bool
+    source: Source, path: Path, device: torch.device, dtype: torch.dtype, backend: str, filter_decode: bool | None
 ) -> LM:
     """The model without a sidecar. Hybrids with attention are read through transformers."""
     if is_hybrid(path):
@@ -132,7 +133,7 @@ class LM:
         weights: Weights,
         sidecar: Sidecar | None,
         backend: str,
-        filter_decode: bool = True,
+        filter_decode: bool | None = None,
     ):
         self.source, self.config, self.weights, self.backend = source, config, weights, backend
         self.sidecar, self.filter_decode = sidecar, filter_decode
@@ -252,14 +253,15 @@ class LM:
         """One token a row: token (B,) int64 -> logits (B, V) float32 and the state, updated in place.
 
         With a sidecar each token is filtered with g at the length reached, by the method the prompt was read with;
-        unfiltered, as published, if the model was loaded with filter_decode=False.
+        unfiltered, as published, if the model was loaded with filter_decode=False or the sidecar says so.
         Raises ValueError while a promised prompt is unfinished.
         """
         if is_open(state):
             raise ValueError(f"the prompt of total_length {state.total} is not complete; prefill its last piece first")
         if token.shape != state.length.shape:
             raise ValueError(f"token has shape {tuple(token.shape)}, expected {tuple(state.length.shape)}")
-        plans = self._growth.layer_plans(state) if self.filter_decode and self._growth is not None else None
+        filtered = self._growth is not None and filters_decode(self.sidecar, self.filter_decode)
+        plans = self._growth.layer_plans(state) if filtered and self._growth is not None else None
         logits = step_layers(self.weights, self.config, token.to(self.device), state, self.backend, plans)
         state.length += 1
         return logits, state

@@ -10,7 +10,7 @@ A sidecar holds *bands* of lengths. Each band has a method and its own tables:
     bands.{b}.layers       (n,) int64, the decimating layers, ascending
     bands.{b}.weights      (n, channels) float32, the score's channel weights
 
-and an entry in the metadata's `policy`, canonical JSON.
+and an entry in the metadata's `policy`, canonical JSON, in which `filter_decode: false` leaves generated tokens alone.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Sidecar:
     """Tensors and metadata of one calibration. Compare plans, not sidecars.
 
     metadata keys: format, schema, schema_version, producer, producer_version, base_model, base_model_revision,
-    model_fingerprint, train_length, recipe, calibration, scores, policy.
+    model_fingerprint, train_length, n_layer, channels, recipe, calibration, scores, policy.
     """
 
     tensors: Mapping[str, Tensor]
@@ -105,6 +105,11 @@ class Sidecar:
     @property
     def train_length(self) -> int:
         return int(self.metadata["train_length"])
+
+    @cached_property
+    def filter_decode(self) -> bool:
+        """Whether generated tokens are filtered, too, unless the caller says otherwise; never by a published recipe."""
+        return bool(json.loads(self.metadata["policy"]).get("filter_decode", True))
 
     def band(self, length: float) -> int:
         """Index of the band that serves a length; bands split at the log midpoints of the calibrated lengths."""
@@ -198,6 +203,11 @@ class Sidecar:
                 f"{self.metadata['base_model']}), expected {fingerprint[:12]} of {name}; "
                 "load the model it was made for, or calibrate this one"
             )
+
+
+def filters_decode(sidecar: Sidecar | None, asked: bool | None) -> bool:
+    """Whether generated tokens are filtered: as asked for, else (None) as the sidecar says."""
+    return sidecar is not None and (sidecar.filter_decode if asked is None else asked)
 
 
 def find_file(path_or_repo: str | Path, revision: str | None = None) -> Path:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import CheckpointError
+from .weight_files import BIN, INDEX, SAFE, main_file, weight_map
 
 HERE = Path(__file__).parent
 BUNDLED = {"demo": HERE / "demo", "demo-mamba2": HERE / "demo_mamba2"}
@@ -63,16 +64,36 @@ def locate(model: str, revision: str | None = None) -> Source:
         return Source(model, "", BUNDLED[model])
     path = Path(model).expanduser()
     if path.is_dir():
-        return Source(path.resolve().name, "", path)
+        return _merged(Source(path.resolve().name, "", path))
     if path.is_file():
         raise CheckpointError(f"{model} is a file; give the folder that holds config.json and the weights")
     if not is_hub_id(model):
         raise CheckpointError(f"no model folder {model!r}; give a folder, a Hub id, demo or demo-mamba2")
-    texts = ["config.json", "generation_config.json", "tokenizer.json"]
-    folder = download(model, revision, [*texts, "*.safetensors", "*.safetensors.index.json"])
-    if not any(folder.glob("*.safetensors")):
-        folder = download(model, revision, ["config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"])
-    return Source(model, folder.name, folder)
+    return _merged(_fetched(model, revision))
+
+
+def _merged(source: Source) -> Source:
+    """Refuse a model whose adapter lies beside it: whoever names the folder means both."""
+    if source.find("adapter_config.json"):
+        raise CheckpointError(
+            f"{source.name} holds an adapter (adapter_config.json), which is not read; merge it into its model first"
+        )
+    return source
+
+
+def _fetched(repo: str, revision: str | None) -> Source:
+    """A Hub repository's own weights, not whatever lies beside them: `.bin` files only if it has nothing safer."""
+    small = ["config.json", "generation_config.json", "tokenizer.json", "adapter_config.json"]
+    small += [SIDECAR_FILE, "*.longscan.safetensors"]
+    for first in (SAFE, BIN):
+        folder = download(repo, revision, [*small, first, first + INDEX])
+        found = main_file(folder, first, first + INDEX)
+        if found is None:
+            continue
+        if found.name.endswith(INDEX):
+            folder = download(repo, folder.name, sorted(set(weight_map(found).values())))
+        break
+    return Source(repo, folder.name, folder)
 
 
 def download(repo: str, revision: str | None, patterns: Sequence[str]) -> Path:

@@ -56,6 +56,10 @@ def check(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     bands = policy.get("bands") if isinstance(policy, dict) else None
     if not isinstance(bands, list) or not bands:
         raise _refuse("policy", repr(policy)[:60], "at least one band")
+    unknown = sorted(set(policy) - {"bands", "filter_decode"})
+    if unknown or not isinstance(policy.get("filter_decode", True), bool):
+        found = repr(unknown[0] if unknown else policy["filter_decode"])
+        raise _refuse("policy", found, "bands, and filter_decode true or false", "upgrade longscan to read this file")
     known: set[str] = set()
     lengths: list[int] = []
     for index, band in enumerate(bands):

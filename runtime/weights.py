@@ -56,18 +56,42 @@ def read_weights(source: Source, config: ModelConfig, device: torch.device, dtyp
     read = mamba2.read_mamba2 if config.mamba2 is not None else mamba1.read_mamba1
     blocks = [f"backbone.layers.{i}." for i in range(config.n_layer)]
     layers: tuple[Layer, ...] = tuple(read(tensors, block + "mixer.", config) for block in blocks)
-    norms = tuple(
-        Norm(tensors.get(block + "norm.weight", M), tensors.optional(block + "norm.bias", M), dtype) for block in blocks
-    )
+    for block, layer in zip(blocks, layers):
+        _agree(layer, config, found, block + "mixer.")
+    norms = tuple(_norm(tensors, block + "norm", config, dtype) for block in blocks)
     V = tensors.shape("backbone.embedding.weight", 2)[0]
     embedding = tensors.get("backbone.embedding.weight", V, M)
     stored_head = tensors.optional("lm_head.weight", V, M)
     if stored_head is None and not config.tie_embeddings:
         raise CheckpointError(f"{source.name}: no tensor lm_head.weight, though config.json does not tie it")
+    if stored_head is not None and config.tie_embeddings and not torch.equal(stored_head, embedding):
+        raise CheckpointError(
+            f"{source.name}: lm_head.weight differs from the embedding, though config.json ties the two; "
+            "set that to false for a head of its own, or leave lm_head.weight out"
+        )
     head = embedding if config.tie_embeddings or stored_head is None else stored_head
-    norm, norm_bias = tensors.get("backbone.norm_f.weight", M), tensors.optional("backbone.norm_f.bias", M)
+    norm = tensors.get("backbone.norm_f.weight", M)
+    norm_bias = None if config.rms_norm else tensors.optional("backbone.norm_f.bias", M)
     tensors.finish()
     return Weights(embedding, layers, norms, norm, norm_bias, head, fingerprint(found, config.n_layer))
+
+
+def _norm(tensors: Tensors, p: str, config: ModelConfig, dtype: torch.dtype) -> Norm:
+    bias = None if config.rms_norm else tensors.optional(p + ".bias", config.d_model)
+    return Norm(tensors.get(p + ".weight", config.d_model), bias, dtype)
+
+
+def _agree(layer: Layer, config: ModelConfig, names: Mapping[str, Tensor], p: str) -> None:
+    """What config.json says of the layer whose names begin with `p`, and another value of which gives other numbers."""
+    checked = (
+        ("d_state", config.d_state, layer.state_shape[-1]),
+        ("in_proj.bias", config.bias, p + "in_proj.bias" in names),
+        ("out_proj.bias", config.bias, p + "out_proj.bias" in names),
+        ("conv1d.bias", config.conv_bias, p + "conv1d.bias" in names),
+    )
+    for what, said, found in checked:
+        if said is not None and said != found:
+            raise CheckpointError(f"{p}{what}: {found} in the weights, {said} by config.json; correct config.json")
 
 
 def fingerprint(tensors: Mapping[str, Tensor], n_layer: int) -> str:

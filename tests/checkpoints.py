@@ -114,7 +114,9 @@ def write_state_spaces(folder: Path, tensors: dict[str, Tensor], *, pickled: boo
     return folder
 
 
-def make_sidecar(lm: LM, train_length: int = 16, *, share: float = 0.5, layer: int = 1, keep: int = 30) -> Sidecar:
+def make_sidecar(
+    lm: LM, train_length: int = 16, *, share: float = 0.5, layer: int = 1, keep: int = 30, filter_decode: bool = True
+) -> Sidecar:
     """One band with a filter on every second channel of every layer and a decimation, both forced at will."""
     g = torch.Generator().manual_seed(1)
     n_layer, channels = len(lm.weights.layers), lm.weights.channels
@@ -130,4 +132,4 @@ def make_sidecar(lm: LM, train_length: int = 16, *, share: float = 0.5, layer: i
     band = Band(
         lengths=(4 * train_length,), method="both", theta=1e-3, log_theta=-6.9, mass={str(4 * train_length): 2.0}
     )
-    return assemble(lm, train_length, [(band, tensors)])
+    return assemble(lm, train_length, [(band, tensors)], filter_decode=filter_decode)

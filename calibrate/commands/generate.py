@@ -31,7 +31,9 @@ from .group import METHODS, cli, model_options, place_options
 @click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True)
 @click.option("--chunk", type=click.IntRange(1), help="Tokens read at once; by default from the device's memory.")
 @click.option(
-    "--filter-decode/--no-filter-decode", default=True, show_default=True, help="Filter generated tokens too."
+    "--filter-decode/--no-filter-decode",
+    default=None,
+    help="Filter generated tokens too [default: as the sidecar says].",
 )
 @place_options
 @click.option("--seed", type=click.IntRange(0), help="For sampling.")
@@ -50,7 +52,7 @@ def generate(
     stop: tuple[str, ...],
     method: str,
     chunk: int | None,
-    filter_decode: bool,
+    filter_decode: bool | None,
     device: str,
     dtype: str,
     seed: int | None,

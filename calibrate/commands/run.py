@@ -22,14 +22,14 @@ from .group import METHODS, cli, json_option, lengths_callback, model_options, p
 @click.option("--recipe", "recipe_name", help="Recipe name or YAML file [default: the model's own, else default].")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="[default: MODEL.longscan.safetensors]")
 @click.option("--method", type=click.Choice(METHODS), help="Limit the candidates [default: the recipe's].")
-@click.option("--lengths", callback=lengths_callback, help="Target lengths, such as 4k,8k,16k.")
-@click.option("--train-length", type=click.IntRange(1), help="Length the model was trained at, if it does not say.")
-@click.option("--objective", type=click.Choice(("perplexity", "passkey", "mixed")), help="What is optimised.")
-@click.option("--samples", type=click.IntRange(1), help="Windows per length.")
+@click.option("--lengths", callback=lengths_callback, help="Target lengths, such as 4k,8k,16k [default: the recipe's].")
+@click.option("--train-length", type=click.IntRange(1), help="Training length [default: the recipe's or model's].")
+@click.option("--objective", type=click.Choice(("perplexity", "passkey", "mixed")), help="[default: the recipe's]")
+@click.option("--samples", type=click.IntRange(1), help="Windows per length [default: the recipe's].")
 @place_options
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--workdir", type=click.Path(path_type=Path, file_okay=False), help="Journal [default: OUT.work].")
-@click.option("--resume/--fresh", default=True, help="Go on from the journal, or start afresh.")
+@click.option("--seed", type=click.IntRange(0), help="Of every draw [default: the recipe's, mostly 0].")
+@click.option("--workdir", type=click.Path(path_type=Path, file_okay=False), help="Its journal [default: OUT.work].")
+@click.option("--resume/--fresh", default=True, help="Go on from what the journal has of this run, or forget that.")
 @json_option
 def run(
     model: str,
@@ -44,7 +44,7 @@ def run(
     samples: int | None,
     device: str,
     dtype: str,
-    seed: int,
+    seed: int | None,
     workdir: Path | None,
     resume: bool,
     as_json: bool,
@@ -75,7 +75,7 @@ def run(
         method=method or recipe.method,
         objective=objective or recipe.objective,
         samples=samples or recipe.samples,
-        seed=seed,
+        seed=recipe.seed if seed is None else seed,
         train_length=L,
         workdir=workdir or out.with_name(out.name + ".work"),
         resume=resume,

@@ -28,7 +28,7 @@ def attach(
     sidecar: str | Path | Sidecar | None = None,
     *,
     method: str = "auto",
-    filter_decode: bool = True,
+    filter_decode: bool | None = None,
     backend: str = "auto",
     checkpoint: str | None = None,
 ) -> Attached:
@@ -38,7 +38,8 @@ def attach(
         place, and its projections, norms, attention and caches stay its own
     sidecar: a file, a Hub id or a Sidecar; None is the plain model (with transformers' chunked Mamba-1 prefill mended)
     method: "auto" (the sidecar's choice at the prompt's length) or one to force, as in LM.prefill
-    filter_decode: filter generated tokens too, with the sidecar's g at the length reached; False as published
+    filter_decode: filter generated tokens too, with the sidecar's g at the length reached; False as published; None as
+        the sidecar says, which is True unless a published recipe made it
     checkpoint: the folder or Hub id the model was loaded from, asked for only where the model is in half precision and
         does not say (mamba_ssm): the sidecar is checked against float32 values
 

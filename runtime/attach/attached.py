@@ -18,7 +18,7 @@ from ..padding import read_padding
 from ..plan import PLAIN, Plan
 from ..prefill import layer_plans, plan_at, plan_prompt
 from ..reservoir import gather, select
-from ..sidecar import Sidecar
+from ..sidecar import Sidecar, filters_decode
 from ..state import State
 from .call import Call, Here, Settings
 from .families import Family
@@ -41,7 +41,13 @@ class Attached:
     """
 
     def __init__(
-        self, model: nn.Module, family: Family, sidecar: Sidecar | None, method: str, backend: str, filter_decode: bool
+        self,
+        model: nn.Module,
+        family: Family,
+        sidecar: Sidecar | None,
+        method: str,
+        backend: str,
+        filter_decode: bool | None,
     ):
         self.model, self.family, self.backend = model, family, backend
         self.view = View(model, family)
@@ -190,7 +196,7 @@ class Attached:
         on_cpu = None if call.mask is None else call.mask.cpu()
         new = torch.full_like(state.length, L) if on_cpu is None else on_cpu.sum(1)
         if L == 1 and not fresh and state.total is None:  # a token that is decoded, not a piece of a prompt
-            growth = settings.growth if settings.filter_decode else None
+            growth = settings.growth if filters_decode(settings.sidecar, settings.filter_decode) else None
             call.plans = growth.layer_plans(state) if growth is not None else [PLAIN] * len(self.view.parts)
             state.length += new
             return call

@@ -23,7 +23,7 @@ class Settings:
     sidecar: Sidecar | None
     growth: Growth | None
     method: str
-    filter_decode: bool
+    filter_decode: bool | None  # None: as the sidecar says
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,9 +26,11 @@ from .call import Settings
 from .families import family_of
 from .hosts import cache_name, reading_of, remember
 
+_log = logging.getLogger("longscan.runtime")
+
 
 def load_hybrid(
-    source: Source, device: torch.device, dtype: torch.dtype, backend: str, filter_decode: bool
+    source: Source, device: torch.device, dtype: torch.dtype, backend: str, filter_decode: bool | None
 ) -> HybridLM:
     """Read a checkpoint with transformers. Raises CheckpointError where transformers is missing or cannot read it."""
     try:
@@ -35,10 +38,16 @@ def load_hybrid(
     except ImportError as error:
         raise CheckpointError(f"{source.name} is read through transformers; pip install transformers") from error
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(source.folder, dtype="auto", local_files_only=True)
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+            source.folder, dtype="auto", local_files_only=True, output_loading_info=True
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"transformers cannot read {source.name} ({reason[:160]}); download it again") from error
+    if missing := sorted(found["missing_keys"]):  # transformers would go on with random values
+        raise CheckpointError(f"{source.name}: no tensor {missing[0]}; give a complete checkpoint")
+    if unknown := sorted(found["unexpected_keys"]):
+        _log.warning("%s: transformers does not use %s (%d such tensors)", source.name, unknown[0], len(unknown))
     said = model.config
     config = ModelConfig(
         layout="transformers",
@@ -55,6 +64,11 @@ def load_hybrid(
     attached = Attached(model.eval(), family_of(model), None, "auto", backend, filter_decode)
     _ = attached.view.fingerprint  # of the values as they are stored, before they are converted
     model.to(device=device, dtype=dtype)
+    if broken := [name for name, tensor in model.named_parameters() if not torch.isfinite(tensor).all()]:
+        raise CheckpointError(
+            f"{source.name}: {broken[0]} holds NaN, infinite values or some too large for {dtype}; "
+            "download the model again, or load it in float32"
+        )
     return HybridLM(source, config, attached)
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -74,11 +77,11 @@ def test_the_same_seed_gives_the_same_bytes(calibrated, tmp_path):
     resumed.parent.mkdir()
     call(*arguments, "--samples", 4, "--out", again, "--fresh")
     assert again.read_bytes() == out.read_bytes()
-    # from half a journal, its last line torn: the same bytes once more
-    journal = (tmp_path / f"{out.name}.work" / "journal.jsonl").read_bytes()
+    # from half a journal: the same bytes once more
     work = resumed.parent / "work"
-    work.mkdir()
-    (work / "journal.jsonl").write_bytes(journal[: len(journal) // 2])
+    shutil.copytree(tmp_path / f"{out.name}.work", work)
+    with closing(sqlite3.connect(work / "journal.sqlite", isolation_level=None)) as db:
+        db.execute("DELETE FROM scores WHERE rowid % 2")
     result = call(*arguments, "--samples", 4, "--out", resumed, "--workdir", work)
     assert "going on from" in result.stderr
     assert resumed.read_bytes() == out.read_bytes()
@@ -135,6 +138,7 @@ def test_published_recipes(folder, text, tmp_path, recipe):
     call("run", "--model", folder, "--texts", text, "--train-length", 64, "--recipe", recipe, "--out", out)
     side = Sidecar.read(out)
     if recipe == "paper-longmamba":
+        assert not side.filter_decode
         assert side.plan(640).method == "filter"
         assert side.plan(640) == side.plan(640, "filter")
         # the table's start scales by L / 2000: 3000 x 64 / 2000 = 96
@@ -156,6 +160,15 @@ def test_method_limits_the_candidates(folder, text, tmp_path, method):
     assert side.plan(128).method in METHODS[method]
     if method != "none":
         assert side.plan(128, method).method == method
+
+
+def test_the_seed_is_the_recipes_unless_given(folder, text, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("seed: 7\n")
+    for options, seed in (((), 7), (("--seed", 0), 0)):
+        call("run", "--model", folder, "--texts", text, "--train-length", 64, "--lengths", 128, "--method", "none",
+             "--recipe", recipe, "--out", tmp_path / "one.st", *options)  # fmt: skip
+        assert json.loads(Sidecar.read(tmp_path / "one.st").metadata["calibration"])["seed"] == seed
 
 
 def _random_text(path, size):

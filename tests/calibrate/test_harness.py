@@ -191,7 +191,7 @@ def test_under_the_harness(harness, tasks, sidecar, tmp_path):
     """`calibrate lm-eval`, as a user of the released harness runs it."""
     arguments = f"pretrained=demo,sidecar={sidecar},max_length=2048,method=none"
     command = [sys.executable, "-m", "longscan.calibrate", "lm-eval", "run",
-               "--model", "longscan", "--model_args", arguments, "--device", "cpu",
+               "--model", "longscan", "--model_args", arguments, "--device", "auto",
                "--include_path", str(tasks), "--tasks", "tiny_key,tiny_choice,tiny_rolling",
                "--output_path", str(tmp_path)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from longscan.calibrate.assemble import assemble
-from longscan.calibrate.card import BEGIN, END, merge
+from longscan.calibrate.card import BEGIN, END, merge, model_card
 from longscan.calibrate.errors import UserError
 from longscan.calibrate.hub import explain
 from longscan.runtime import Sidecar, load
@@ -62,6 +62,25 @@ def sidecar(model, base, tmp_path_factory):
     path = tmp_path_factory.mktemp("side") / "tiny.longscan.safetensors"
     Sidecar(made.tensors, metadata).write(path)
     return path
+
+
+@pytest.mark.parametrize(
+    ("method", "decode", "said", "unsaid"),
+    [
+        ("filter", True, "Generated tokens are filtered, too", "Decimation"),
+        ("filter", False, "Generated tokens are not filtered; `load(..., filter_decode=True)`", "Decimation"),
+        ("both", True, "Decimation drops tokens of the prompt for good", "not filtered"),
+        ("decimate", True, "Decimation drops tokens of the prompt for good", "Generated"),
+    ],
+)
+def test_the_limits_say_what_happens_to_generated_tokens(sidecar, method, decode, said, unsaid):
+    side = Sidecar.read(sidecar)
+    policy = json.loads(side.metadata["policy"])
+    policy["bands"][0]["method"] = method
+    limits = model_card(
+        Sidecar(side.tensors, {**side.metadata, "policy": json.dumps({**policy, "filter_decode": decode})}), "a/b", {}
+    ).split("## Limits")[1]
+    assert said in limits and unsaid not in limits
 
 
 def wanted(model, sidecar):

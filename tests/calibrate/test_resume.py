@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import random
+import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from longscan.calibrate.commands import cli
+from longscan.calibrate.errors import UserError
+from longscan.calibrate.journal import Journal
+from longscan.runtime import Sidecar
 
 KILLS = 20
 THREADS = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "NUMBA_THREADING_LAYER": "workqueue"}  # survives a fork
@@ -86,21 +98,114 @@ def test_the_cost_is_that_of_the_whole_run_however_often_it_was_interrupted(tiny
 
     first, again = run(), run()  # the second finds every score in the journal and makes few sweeps itself
     assert (again["cost"], again["tokens"]) == (first["cost"], first["tokens"])
-    lines = Path(f"{tmp_path / 'a.safetensors'}.work", "journal.jsonl").read_text().splitlines()
-    assert any(json.loads(line).get("key", "").startswith("sweep ") for line in lines)  # there was one to forget
+    with closing(sqlite3.connect(tmp_path / "a.safetensors.work" / "journal.sqlite")) as db:
+        assert db.execute("SELECT 1 FROM scores WHERE key LIKE 'sweep %'").fetchone()  # there was one to forget
 
 
-def test_other_inputs_start_afresh_and_say_so(tiny_run, tmp_path):
-    def run(*more: str) -> str:
-        command = [sys.executable, "-m", "longscan.calibrate", *tiny_run, "--out", str(tmp_path / "a.safetensors")]
-        command += ["--lengths", "128", *more]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **THREADS}, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return done.stderr
+def run(arguments: list[str], *more: str | Path) -> str:
+    """`calibrate` in this process -> stderr; the exception if it did not come to its end."""
+    result = CliRunner().invoke(cli, [*arguments, "--lengths", "128", "--method", "filter", *map(str, more)])
+    if result.exception is not None and not (isinstance(result.exception, SystemExit) and not result.exit_code):
+        raise result.exception
+    return result.stderr
 
-    work = Path(f"{tmp_path / 'a.safetensors'}.work")
-    assert "afresh" not in run()
-    assert "going on from" in run()
-    (work / "left.part.safetensors").write_bytes(b"from another run")
-    assert "starting afresh" in run("--seed", str(random.randint(1, 9)))
+
+class Killed(BaseException):
+    pass
+
+
+def test_two_seeds_in_one_workdir_resume_each_their_own_scores(tiny_run, tmp_path, monkeypatch):
+    whole, work = {}, tmp_path / "work"
+    for seed in ("0", "1"):
+        whole[seed] = tmp_path / f"whole{seed}.safetensors"
+        run(tiny_run, "--seed", seed, "--out", whole[seed], "--workdir", tmp_path / f"other{seed}")
+    put, left = Journal.put, [0]
+
+    def counted(self, key, value):
+        if not left[0]:
+            raise Killed
+        left[0] -= 1
+        put(self, key, value)
+
+    monkeypatch.setattr(Journal, "put", counted)
+    for seed, scores in (("0", 5), ("1", 7)):
+        left[0] = scores
+        with pytest.raises(Killed):
+            run(tiny_run, "--seed", seed, "--out", tmp_path / "x.safetensors", "--workdir", work)
+    assert len(list(work.glob("*.part.safetensors"))) > 1  # both runs' tensors
+    left[0] = 10**6
+    for seed, scores in (("1", 7), ("0", 5)):
+        out = tmp_path / f"resumed{seed}.safetensors"
+        said = run(tiny_run, "--seed", seed, "--out", out, "--workdir", work)
+        assert f"going on from {scores} scores" in said
+        assert out.read_bytes() == whole[seed].read_bytes()
+        assert json.loads(Sidecar.read(out).metadata["calibration"])["seed"] == int(seed)
     assert not list(work.glob("*.part.safetensors"))
+    said = run(tiny_run, "--seed", "0", "--out", tmp_path / "x.safetensors", "--workdir", work, "--fresh")
+    assert "starting afresh" in said and "going on" not in said
+
+
+def test_another_model_of_the_same_fingerprint_starts_afresh(tiny_run, tmp_path):
+    """A fine-tuned copy keeps A_log and the bias of delta, which is all that the fingerprint covers."""
+    folder = tmp_path / "copy"
+    shutil.copytree(tiny_run[tiny_run.index("--model") + 1], folder)
+    other = ["run", "--model", str(folder), *tiny_run[3:]]
+    work = ("--workdir", tmp_path / "work", "--out", tmp_path / "x.safetensors")
+    assert "going on" not in run(other, *work)
+    assert "going on" in run(other, *work)
+    weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    weights["backbone.layers.0.mixer.out_proj.weight"] += 1
+    torch.save(weights, folder / "pytorch_model.bin")
+    assert "starting afresh" in run(other, *work)
+
+
+HOLDER = """
+import sys, pathlib
+from longscan.calibrate.journal import Journal
+journal = Journal(pathlib.Path(sys.argv[1]), "first", True)
+journal.put("a", 0.1)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_workdir_in_use_is_refused_and_one_whose_run_was_killed_is_not(tmp_path):
+    for _ in range(2):  # a new folder, then one that exists
+        holder = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        for identity in ("first", "second"):
+            with pytest.raises(UserError, match=r"in use by another run, .*; wait .* or give another --workdir"):
+                Journal(tmp_path, identity, True)
+        holder.kill()
+        holder.wait()
+        with closing(Journal(tmp_path, "first", True)) as journal:
+            assert journal.get("a") == 0.1
+        with closing(Journal(tmp_path, "second", True)) as journal:
+            assert journal.get("a") is None and "other runs, which are kept" in journal.note
+        with closing(Journal(tmp_path, "first", False)) as journal:
+            assert journal.get("a") is None
+
+
+def test_values_read_back_to_the_same_bits_and_a_key_twice_keeps_the_last(tmp_path):
+    values = [0.1, 1e-308, 5e-324, math.pi, -0.0, math.inf]
+    with closing(Journal(tmp_path, "a", True)) as journal:
+        journal.put("x", [1.0])
+        journal.put("x", values)
+    with closing(Journal(tmp_path, "a", True)) as journal:
+        assert list(map(float.hex, journal.get("x"))) == list(map(float.hex, values))
+
+
+def test_a_file_that_is_no_journal_is_one_clear_line(tmp_path):
+    (tmp_path / "journal.sqlite").write_text("not a database, but some text that is long enough to be taken for one")
+    with pytest.raises(UserError, match=r"cannot use journal.sqlite .*not a database"):
+        Journal(tmp_path, "a", True)
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path):
+    with closing(Journal(tmp_path, "a", True)) as journal:
+        assert journal._db is not None
+        journal._db.execute("PRAGMA max_page_count = 4")
+        with pytest.raises(UserError, match=r"cannot write to journal.sqlite \(database or disk is full\); free"):
+            journal.put("x", "y" * 100_000)

@@ -98,6 +98,249 @@ def test_damage_is_one_clear_line(tmp_path, what, message, capsys):
     assert "executed" not in capsys.readouterr().out
 
 
+def _config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return folder
+
+
+def _shards(folder, parts, index=None, files=None):
+    """A folder whose weights are `parts`, with the index given (by default, what they hold)."""
+    write_state_spaces(folder, TENSORS)
+    (folder / "model.safetensors").unlink()
+    names = files or [f"model-{i:05}-of-{len(parts):05}.safetensors" for i in range(1, len(parts) + 1)]
+    for name, part in zip(names, parts):
+        save_file(part, folder / name)
+    found = {key: name for name, part in zip(names, parts) for key in part} if index is None else index(names)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": found}))
+    return folder
+
+
+def _halves():
+    names = sorted(TENSORS)
+    return [{name: TENSORS[name] for name in part} for part in (names[::2], names[1::2])]
+
+
+PARAMETERS = {name: torch.nn.Parameter(tensor) for name, tensor in TENSORS.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "options"),
+    [
+        (PARAMETERS, {}),
+        (TENSORS, {"_use_new_zipfile_serialization": False}),
+        (PARAMETERS, {"_use_new_zipfile_serialization": False}),
+        ({"state_dict": TENSORS}, {}),
+    ],
+    ids=["parameters", "before 1.6", "parameters before 1.6", "nested"],
+)
+def test_a_bin_of_another_make_gives_the_same_model(tmp_path, content, options, plain, ids):
+    folder = write_state_spaces(tmp_path, TENSORS)
+    (folder / "model.safetensors").unlink()
+    torch.save(content, folder / "pytorch_model.bin", **options)
+    lm = load(folder)
+    assert not lm.weights.embedding.requires_grad and not lm.weights.layers[0].A.requires_grad
+    assert lm.fingerprint == plain.fingerprint
+    assert torch.equal(lm.prefill(ids).logits, plain.prefill(ids).logits)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"epoch": 3, "state_dict": TENSORS}, "'epoch' is a int; save what it holds under 'state_dict' by itself"),
+        ([1, 2], "holds a list"),
+        ({**TENSORS, "config": "x"}, "'config' is a str; give"),
+    ],
+)
+def test_a_bin_that_is_no_dictionary_of_tensors_says_what_it_is(tmp_path, content, message):
+    folder = write_state_spaces(tmp_path, TENSORS)
+    (folder / "model.safetensors").unlink()
+    torch.save(content, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+def test_a_legacy_pickle_is_not_executed_either(tmp_path, capsys):
+    folder = write_state_spaces(tmp_path, TENSORS)
+    (folder / "model.safetensors").unlink()
+    torch.save({"x": _Trap()}, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match="weights_only"):
+        load(folder)
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.complex64])
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_tensor_of_another_kind_is_named(tmp_path, dtype, pickled):
+    name = "backbone.layers.1.mixer.in_proj.weight"
+    folder = write_state_spaces(tmp_path, {**TENSORS, name: TENSORS[name].to(dtype)}, pickled=pickled)
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(CheckpointError, match=f"{name} holds {kind}.*unquantised"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "gptq, 4 bits"),
+        ({"load_in_8bit": True, "load_in_4bit": False}, "bitsandbytes, 8 bits"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False}, "bitsandbytes, 4 bits"),
+        ({"quant_method": "fp8", "activation_scheme": "dynamic"}, "fp8"),
+        ({"quant_method": "awq", "bits": 4}, "awq, 4 bits"),
+    ],
+)
+@pytest.mark.parametrize("more", [{}, {"model_type": "zamba2"}, {"model_type": "mamba2", "hidden_size": 24}])
+def test_a_quantised_model_is_refused_by_its_method(tmp_path, said, told, more):
+    folder = _config(write_state_spaces(tmp_path, TENSORS), quantization_config=said, **more)
+    with pytest.raises(CheckpointError, match=rf"quantised \({told}\).*unquantised"):
+        load(folder)
+
+
+def test_values_beyond_the_dtype_are_refused_not_made_infinite(tmp_path):
+    name = "backbone.layers.0.mixer.out_proj.weight"
+    folder = write_state_spaces(tmp_path, {**TENSORS, name: TENSORS[name] * 1e8})
+    load(folder, dtype="bfloat16")
+    with pytest.raises(CheckpointError, match=f"{name} has values too large for float16; load with"):
+        load(folder, dtype="float16")
+
+
+@pytest.mark.parametrize("other", ["adapter_model", "x.longscan", "consolidated"])
+def test_weights_are_found_by_name_whatever_lies_beside_them(tmp_path, other, plain):
+    folder = write_state_spaces(tmp_path, TENSORS, pickled=True)
+    save_file({"a": torch.ones(2)}, folder / f"{other}.safetensors")
+    assert load(folder).fingerprint == plain.fingerprint
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(CheckpointError, match=rf"neither.*\(found {other}"):
+        load(folder)
+
+
+def test_an_adapter_beside_the_model_is_not_left_out_in_silence(tmp_path):
+    folder = write_state_spaces(tmp_path, TENSORS)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"adapter.*merge"):
+        load(folder)
+
+
+@pytest.mark.parametrize("beside", [{}, {"adapter_model.safetensors": b"x"}, {"v1.longscan.safetensors": b"x"}])
+@pytest.mark.parametrize("kept", ["pickled", "shards", "odd shards"])
+def test_the_hub_gives_the_models_own_weights(tmp_path, monkeypatch, plain, beside, kept):
+    """`snapshot_download` of a local folder that stands for the repository."""
+    import shutil
+    from fnmatch import fnmatch
+
+    import huggingface_hub
+
+    if kept == "pickled":
+        repo = write_state_spaces(tmp_path / "repo", TENSORS, pickled=True)
+    else:
+        repo = tmp_path / "repo"
+        _shards(repo, _halves(), files=["a.safetensors", "b.safetensors"] if kept == "odd shards" else None)
+    for name, data in {**beside, "consolidated.safetensors": b"large"}.items():
+        (repo / name).write_bytes(data)
+    cache = tmp_path / "cache"
+
+    def snapshot(repo_id, *, revision, allow_patterns):
+        cache.mkdir(exist_ok=True)
+        for path in repo.iterdir():
+            if any(fnmatch(path.name, pattern) for pattern in allow_patterns):
+                shutil.copyfile(path, cache / path.name)
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert load("someone/model").fingerprint == plain.fingerprint
+    assert not (cache / "consolidated.safetensors").exists() and not (cache / "adapter_model.safetensors").exists()
+
+
+def test_shards_give_the_same_model_wherever_the_index_puts_a_tensor(tmp_path, plain):
+    moved = _shards(
+        tmp_path, _halves(), lambda names: dict.fromkeys(TENSORS, names[0]) | {"backbone.norm_f.weight": names[1]}
+    )
+    assert load(moved).fingerprint == plain.fingerprint
+
+
+@pytest.mark.parametrize("case", ["twice", "both names", "nowhere", "not an index"])
+def test_shards_that_contradict_each_other_are_refused_by_the_tensors_name(tmp_path, case):
+    first, second = _halves()
+    name = next(iter(first))
+    if case == "twice":
+        folder, message = _shards(tmp_path, [first, {**second, name: first[name] + 1}]), f"{name} is stored twice"
+    elif case == "both names":
+        again = {"backbone.embeddings.weight": TENSORS["backbone.embedding.weight"] + 1}
+        folder, message = _shards(tmp_path, [first, {**second, **again}]), "embedding.weight is stored twice"
+    elif case == "nowhere":
+        folder = _shards(tmp_path, [first, second], lambda n: {**dict.fromkeys(TENSORS, n[0]), "x": n[1]})
+        message = "index names x, which no shard holds"
+    else:
+        folder, message = _shards(tmp_path, [first, second], lambda names: {}), "names no shards"
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "layers.0.mixer.x_proj.bias",
+        "layers.0.mixer.in_proj.lora_A.weight",
+        "layers.0.norm.bias",
+        "norm_f.bias",
+        "head.bias",
+    ],
+)
+def test_a_tensor_that_would_not_be_used_is_named(tmp_path, extra):
+    folder = write_state_spaces(tmp_path, {**TENSORS, f"backbone.{extra}": torch.ones(24)})
+    with pytest.raises(CheckpointError, match=f"{extra} belongs to no layer"):
+        load(folder)
+
+
+def test_a_head_of_its_own_is_not_taken_for_a_tied_one(tmp_path, plain, ids):
+    head = TENSORS["backbone.embedding.weight"] + 1
+    tensors = {**TENSORS, "lm_head.weight": head}
+    with pytest.raises(CheckpointError, match=r"lm_head.weight differs"):
+        load(write_state_spaces(tmp_path, tensors))
+    other = load(write_state_spaces(tmp_path, tensors, tie_embeddings=False))
+    assert not torch.allclose(other.prefill(ids).logits, plain.prefill(ids).logits)
+
+
+HF = {"model_type": "mamba", "hidden_size": 24, "num_hidden_layers": 3, "vocab_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"d_ffn": 4}, "key 'd_ffn', which is not understood"),
+        ({"ssm_cfg": {"d_state": 8, "activation": "gelu"}}, "key 'activation'"),
+        ({"ssm_cfg": {"ngroups": 2}}, "key 'ngroups'"),
+        ({"ssm_cfg": {"d_state": 16}}, "d_state: 8 in the weights, 16"),
+        ({"ssm_cfg": {"bias": True}}, "in_proj.bias: False in the weights, True"),
+        ({"ssm_cfg": {"conv_bias": False}}, "conv1d.bias: True in the weights, False"),
+        ({"ssm_cfg": [1]}, "expected an object"),
+        ({"rms_norm": "false"}, "rms_norm 'false'; expected true or false"),
+        ({"norm_epsilon": None}, "norm_epsilon None"),
+        ({"attn_layer_idx": [1]}, "attention"),
+        ({"d_intermediate": 32}, "MLP"),
+        ({**HF, "hidden_act": "gelu"}, "activation 'gelu'"),
+        ({**HF, "use_bias": True}, "in_proj.bias: False"),
+        ({**HF, "use_conv_bias": False}, "conv1d.bias: True"),
+        ({**HF, "state_size": 16}, "d_state: 8"),
+        ({**HF, "auto_map": {"AutoModelForCausalLM": "modeling.Mine"}}, "auto_map"),
+        ({**HF, "layer_norm_epsilon": "1e-5"}, "layer_norm_epsilon '1e-5'"),
+        ({**HF, "tie_word_embeddings": False}, "lm_head.weight"),
+    ],
+)
+def test_a_key_that_changes_the_arithmetic_is_read_or_refused_by_name(tmp_path, changes, message):
+    folder = _config(write_state_spaces(tmp_path, TENSORS), **changes)
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+def test_a_conversion_that_keeps_the_old_keys_is_read_by_the_new_ones(tmp_path, ids):
+    """As state-spaces/mamba-130m-hf: transformers' config.json with d_model and ssm_cfg left in it."""
+    kept = _config(write_state_spaces(tmp_path / "a", TENSORS), **HF, layer_norm_epsilon=0.1)
+    clean = write_state_spaces(tmp_path / "b", TENSORS)
+    (clean / "config.json").write_text(json.dumps({**HF, "layer_norm_epsilon": 0.1, "rescale_prenorm_residual": True}))
+    assert torch.equal(load(kept).prefill(ids).logits, load(clean).prefill(ids).logits)
+
+
 @pytest.mark.parametrize("name", ["/nowhere/at/all", "no-such-model", "./missing"])
 def test_no_such_model(name):
     with pytest.raises(CheckpointError, match="give"):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from longscan.runtime import Plan, load
 from longscan.runtime.growth import Growth
 
+from ..checkpoints import make_sidecar
 from ..conftest import relative_rms
 
 
@@ -84,8 +85,12 @@ def test_rows_of_unequal_length_grow_each_by_itself(oracle, text):
     assert relative_rms(oracle.step(token, both.state)[0], stepped) < 1e-9
 
 
-def test_steps_are_unfiltered_if_asked(folder, sidecar, lm, plain, text):
+@pytest.mark.parametrize("how", ["asked", "said by the sidecar"])
+def test_steps_are_unfiltered_if_asked_or_said(folder, sidecar, lm, plain, text, how):
     published = load(folder, sidecar, filter_decode=False)
+    if how != "asked":
+        side = make_sidecar(plain, filter_decode=False)
+        published, lm = load(folder, side), load(folder, side, filter_decode=True)
     state = published.prefill(text, method="filter").state
     wanted, _ = plain.step(text[:, 0], state.clone())
     filtered, _ = lm.step(text[:, 0], state.clone())

@@ -104,6 +104,10 @@ def _change(sidecar, what):
         del metadata["base_model"]
     elif what == "method":
         band["method"] = "magic"
+    elif what == "decode":
+        policy["filter_decode"] = "no"
+    elif what == "policy":
+        policy["soften"] = True
     elif what == "train_length":
         metadata["train_length"] = "-4"
     metadata["policy"] = json.dumps(policy)
@@ -124,6 +128,8 @@ def _change(sidecar, what):
         ("gone", "bands.0.thresholds"),
         ("key", "base_model"),
         ("method", "method"),
+        ("decode", "policy"),
+        ("policy", "soften"),
         ("train_length", "train_length"),
     ],
 )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import json
+import re
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
-from longscan.runtime import Plan, Sidecar, SidecarError, attach, load
+from longscan.runtime import CheckpointError, Plan, Sidecar, SidecarError, attach, load
 
 from ...checkpoints import make_sidecar
 from .models import build
@@ -131,3 +135,29 @@ def test_what_a_hybrid_cannot_do_is_refused(pair, ids, tmp_path):
         attach(peer, replace(lm.sidecar, metadata=wrong))
     with pytest.raises(SidecarError, match="model_fingerprint"):
         load(lm.source.folder, replace(lm.sidecar, metadata=wrong))
+
+
+@pytest.mark.parametrize("damage", ["missing", "extra", "nan", "quantised"])
+def test_a_damaged_checkpoint_is_refused_by_the_tensors_name(pair, tmp_path, damage, caplog):
+    folder = tmp_path / "copy"
+    shutil.copytree(pair[1].source.folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("A_log"))
+    message = re.escape(name)
+    if damage == "missing":
+        del tensors[name]
+    elif damage == "extra":
+        tensors["model.lora"], message = torch.ones(2), "model.lora"
+    elif damage == "nan":
+        tensors[name] = tensors[name] * torch.nan
+    else:
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"], message = {"quant_method": "gptq", "bits": 4}, "gptq"
+        (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    if damage == "extra":
+        load(folder)
+        assert "does not use model.lora" in caplog.text
+        return
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)

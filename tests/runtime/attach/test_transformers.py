@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -113,13 +114,17 @@ def test_logits_to_keep_protects_tokens(pair, ids, relative_rms):
     assert relative_rms(found, wanted.logits) < 1e-4
 
 
-@pytest.mark.parametrize("filter_decode", [True, False])
+@pytest.mark.parametrize("filter_decode", [True, False, None])
 @pytest.mark.parametrize("method", ["none", "filter", "both", "scale"])
 def test_generate_is_the_runtimes(pair, ids, method, filter_decode):
     peer, lm = pair
-    ours = load(lm.source.folder, lm.sidecar, filter_decode=filter_decode)
+    side = lm.sidecar
+    if filter_decode is None:  # the sidecar says no
+        policy = {**json.loads(side.metadata["policy"]), "filter_decode": False}
+        side = Sidecar(side.tensors, {**side.metadata, "policy": json.dumps(policy)})
+    ours = load(lm.source.folder, side, filter_decode=bool(filter_decode))
     wanted = [list(ours.generate(row, 24, method=method)) for row in ids]
-    with attach(peer, lm.sidecar, method=method, filter_decode=filter_decode):
+    with attach(peer, side, method=method, filter_decode=filter_decode):
         found = peer.generate(ids, max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert found[:, 64:].tolist() == wanted
 
