@@ -27,7 +27,7 @@ from longscan.calibrate.run import encode
 from longscan.calibrate.texts import read_texts
 from longscan.calibrate.windows import token_windows
 from longscan.runtime import Sidecar, load
-from longscan.runtime.observer import ScanInputs
+from longscan.runtime.reading.observer import ScanInputs
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 CLAMPS = (None, 0.05, 0.2)

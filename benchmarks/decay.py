@@ -18,8 +18,8 @@ from torch import Tensor
 
 from longscan.calibrate.texts import read_texts
 from longscan.runtime import load
-from longscan.runtime.observer import ScanInputs
-from longscan.runtime.plan import LayerPlan
+from longscan.runtime.reading.observer import ScanInputs
+from longscan.runtime.sidecar.plan import LayerPlan
 
 POINTS = 48
 

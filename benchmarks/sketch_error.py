@@ -29,10 +29,10 @@ from tqdm import tqdm
 
 from longscan.calibrate.sketch import DeltaSketch, exact_values
 from longscan.runtime import LM, load
-from longscan.runtime.forward import Stream, embed, run_layers
-from longscan.runtime.observer import ScanInputs
-from longscan.runtime.plan import PLAIN
-from longscan.runtime.tokenizer import plain_ids, read_tokenizer
+from longscan.runtime.checkpoint.tokenizer import plain_ids, read_tokenizer
+from longscan.runtime.reading.forward import Stream, embed, run_layers
+from longscan.runtime.reading.observer import ScanInputs
+from longscan.runtime.sidecar.plan import PLAIN
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT, TOKENIZER = ROOT / "calibrate" / "demo" / "calibration.txt", ROOT / "tests" / "data" / "gpt-neox-20b.json.gz"

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from longscan.calibrate.speed import state_bytes, weight_bytes
 from longscan.runtime import LM, load
-from longscan.runtime.forward import embed, logits, run_layers, step_layers
-from longscan.runtime.plan import PLAIN, LayerPlan
-from longscan.runtime.state import State
+from longscan.runtime.reading.forward import embed, logits, run_layers, step_layers
+from longscan.runtime.reading.state import State
+from longscan.runtime.sidecar.plan import PLAIN, LayerPlan
 
 COLUMNS = ("model", "what", "tokens", "low_ms", "median_ms", "high_ms", "bound_ms")
 M, LAYERS, TOKENS, DECIMATE, KEEP = 2048, 48, 65536, 12, 4000

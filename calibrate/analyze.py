@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..runtime.model import LM
-from ..runtime.observer import ScanInputs
-from ..runtime.plan import LayerPlan
+from ..runtime.reading.observer import ScanInputs
+from ..runtime.sidecar.plan import LayerPlan
 from .console import progress
 from .errors import UserError
 from .evaluate import available

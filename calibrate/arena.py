@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..runtime.model import LM
-from ..runtime.sidecar import canonical
+from ..runtime.sidecar.sidecar import canonical
 from .assemble import assemble
 from .band_tables import Tables, band_entry
 from .console import progress, say

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..runtime.model import LM
-from ..runtime.sidecar import SCHEMA, VERSION, Band, Sidecar, canonical
+from ..runtime.sidecar.sidecar import SCHEMA, VERSION, Band, Sidecar, canonical
 
 
 def producer_version() -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..runtime.sidecar import Band
+from ..runtime.sidecar.sidecar import Band
 from .channels import furthest, global_channels, score_weights
 from .measure import LayerMeasurement
 from .picks import BEYOND, DecimatePick, FilterPick, ScalePick, share_at, table_lengths

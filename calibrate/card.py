@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..runtime.sidecar import Sidecar
-from ..runtime.source import is_hub_id, is_known_anywhere
+from ..runtime.checkpoint.source import is_hub_id, is_known_anywhere
+from ..runtime.sidecar.sidecar import Sidecar
 from .errors import UserError, first_line
 from .summary import Facts, command, headline, score_tables
 

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from ..runtime.errors import SidecarError
-from ..runtime.plan import Plan
-from ..runtime.sidecar import Sidecar
+from ..runtime.sidecar.plan import Plan
+from ..runtime.sidecar.sidecar import Sidecar
 from .summary import calibrated_lengths
 
 _PARTS = ("recipe", "calibration", "scores", "policy")  # JSON

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..runtime.errors import SidecarError
 from ..runtime.model import LM
-from ..runtime.plan import Plan
+from ..runtime.sidecar.plan import Plan
 from .console import progress
 from .errors import UserError
 from .score import DEPTHS, passkey_answered, passkey_trials, tail_losses

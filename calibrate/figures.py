@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..runtime.sidecar import Sidecar
+from ..runtime.sidecar.sidecar import Sidecar
 from .plots import COLOURS, PALETTE, Picture, axes, colour, heat, length_axis, plain_ticks, tokens
 from .summary import Facts, calibrated_lengths, filtered_channels, kept_mass, label, layer_values, ordered
 

@@ -19,8 +19,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 
 from ..runtime import load
-from ..runtime.sidecar import find_file
-from ..runtime.tokenizer import eos_ids, plain_ids, start_ids
+from ..runtime.checkpoint.tokenizer import eos_ids, plain_ids, start_ids
+from ..runtime.sidecar.sidecar import find_file
 from .assemble import producer_version
 from .console import progress
 from .summary import calibrated_lengths

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..runtime.sidecar import Sidecar
+from ..runtime.sidecar.sidecar import Sidecar
 from .errors import UserError
 from .summary import calibrated_lengths, filtered_channels, headline, kept_mass, layer_values
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..runtime.plan import MIN_KEEP
+from ..runtime.sidecar.plan import MIN_KEEP
 
 Fit = Literal["stretched", "sequential"]
 ScoreChannels = Literal["all", "global"]

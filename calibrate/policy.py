@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..runtime.sidecar import Band
+from ..runtime.sidecar.sidecar import Band
 from .arena import Arena, Score
 from .band_tables import Tables, band_entry
 from .bootstrap import clearly_better, interval

@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..runtime.forward import Stream, embed, logits, run_layers
 from ..runtime.model import LM
-from ..runtime.plan import PLAIN
-from ..runtime.prefill import layer_plans, plan_at
-from ..runtime.state import State
+from ..runtime.reading.forward import Stream, embed, logits, run_layers
+from ..runtime.reading.prefill import layer_plans, plan_at
+from ..runtime.reading.state import State
+from ..runtime.sidecar.plan import PLAIN
 
 # (model, ids (B, S), method, rows of logits wanted) -> logits (B, K, V), state
 Read = Callable[[LM, Tensor, str, int], tuple[Tensor, State]]

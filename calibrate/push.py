@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..runtime.sidecar import Sidecar, find_file
-from ..runtime.source import BUNDLED, SIDECAR_FILE, is_hub_id
+from ..runtime.checkpoint.source import BUNDLED, SIDECAR_FILE, is_hub_id
+from ..runtime.sidecar.sidecar import Sidecar, find_file
 from .card import merge, model_card
 from .errors import UserError
 from .figures import pictures

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runtime.sidecar import Sidecar
+from ..runtime.sidecar.sidecar import Sidecar
 from .errors import UserError, first_line
 from .inspect import layer_rows
 from .plots import Picture, tokens

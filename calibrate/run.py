@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..runtime.checkpoint.tokenizer import plain_ids
+from ..runtime.checkpoint.weight_files import weight_files
 from ..runtime.model import LM
-from ..runtime.sidecar import Band, Sidecar, canonical
-from ..runtime.tokenizer import plain_ids
-from ..runtime.weight_files import weight_files
+from ..runtime.sidecar.sidecar import Band, Sidecar, canonical
 from .arena import Arena, Objective
 from .assemble import assemble, producer_version
 from .band_tables import Tables, band_entry

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..runtime.checkpoint.tokenizer import inside_ids
 from ..runtime.model import LM
-from ..runtime.state import State
-from ..runtime.tokenizer import inside_ids
+from ..runtime.reading.state import State
 from .errors import UserError
 from .passkey import WORDINGS, Split, answer, draw_key, is_answered
 from .prefix import Read, read_all

@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..runtime.forward import embed, run_layers
 from ..runtime.model import LM
-from ..runtime.observer import ScanInputs
-from ..runtime.plan import PLAIN, LayerPlan
-from ..runtime.reservoir import select
-from ..runtime.sidecar import canonical
+from ..runtime.reading.forward import embed, run_layers
+from ..runtime.reading.observer import ScanInputs
+from ..runtime.reading.reservoir import select
+from ..runtime.sidecar.plan import PLAIN, LayerPlan
+from ..runtime.sidecar.sidecar import canonical
 from .channels import global_channels, score_weights
 from .journal import Journal
 from .measure import LayerMeasurement, merge_over

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..runtime.generate import Generation
+from ..runtime.families.weights import Weights
+from ..runtime.generate.loop import Generation
 from ..runtime.model import LM
-from ..runtime.weights import Weights
 
 
 @dataclass

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..runtime.sidecar import Sidecar
+from ..runtime.sidecar.sidecar import Sidecar
 
 # In the order they are shown; methods a later version adds come after.
 ORDER = ("none", "scale", "filter", "decimate", "both", "auto")

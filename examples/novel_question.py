@@ -23,7 +23,7 @@ import torch
 
 from longscan.calibrate.passkey import WORDINGS, draw_key, is_answered
 from longscan.runtime import LM, load
-from longscan.runtime.state import State
+from longscan.runtime.reading.state import State
 
 WORDING = WORDINGS[0]
 TEXTS = files("longscan.calibrate").joinpath("demo")

@@ -8,10 +8,11 @@ for piece in lm.generate(text):
 
 from .attach import attach, detach
 from .errors import CheckpointError, SidecarError
-from .model import LM, load
-from .plan import Plan
-from .prefill import Output
-from .sidecar import Sidecar
-from .state import State
+from .loading import load
+from .model import LM
+from .reading.prefill import Output
+from .reading.state import State
+from .sidecar.plan import Plan
+from .sidecar.sidecar import Sidecar
 
 __all__ = ["LM", "CheckpointError", "Output", "Plan", "Sidecar", "SidecarError", "State", "attach", "detach", "load"]

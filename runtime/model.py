@@ -1,4 +1,4 @@
-"""`load(model, sidecar)` -> LM: prefill, step, generate."""
+"""A model with its sidecar: prefill, step, generate."""
 
 from __future__ import annotations
 
@@ -11,111 +11,24 @@ from typing import TYPE_CHECKING, overload
 import torch
 from torch import Tensor
 
-from .config import ModelConfig, is_hybrid
-from .digest import digest
-from .errors import CheckpointError
-from .forward import step_layers
-from .generate import generate_batch, generate_ids, generate_text, is_batch
-from .growth import Growth
-from .observer import Observer
-from .plan import Plan
-from .prefill import Output, in_given_columns, is_open, prefill
-from .prompts import Ids, as_batch, check_ids
-from .rows import prefill_by_length
-from .sidecar import Sidecar, filters_decode
-from .source import Source, is_hub_id, is_known_anywhere, locate
-from .state import State, read_state
-from .tokenizer import load_tokenizer
-from .weights import Weights, read_weights
+from .checkpoint.config import ModelConfig
+from .checkpoint.source import Source
+from .checkpoint.tokenizer import load_tokenizer
+from .families.weights import Weights
+from .generate.loop import generate_batch, generate_ids, generate_text, is_batch
+from .reading.forward import step_layers
+from .reading.growth import Growth
+from .reading.observer import Observer
+from .reading.prefill import Output, in_given_columns, is_open, prefill
+from .reading.prompts import Ids, as_batch, check_ids
+from .reading.rows import prefill_by_length
+from .reading.state import State, read_state
+from .sidecar.digest import digest
+from .sidecar.plan import Plan
+from .sidecar.sidecar import Sidecar, filters_decode
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-
-def load(
-    model: str | Path,
-    sidecar: str | Path | Sidecar | None = None,
-    *,
-    device: str = "auto",
-    dtype: str | torch.dtype = "auto",
-    revision: str | None = None,
-    backend: str = "auto",
-    filter_decode: bool | None = None,
-) -> LM:
-    """Load a Mamba language model (Mamba-1, Mamba-2 or Falcon-Mamba; Zamba2 and Bamba through transformers) and, if
-    given, its sidecar.
-
-    model: `demo`, `demo-mamba2`, a local folder, or a Hub id, in the state-spaces or the transformers layout; or
-        the Hub id of a sidecar that `calibrate push` made, alone: the model is then the one it was made for
-    sidecar: a file, a Hub id (`user/name`, `user/name@revision`) or a Sidecar; None is the plain model
-    revision: of the Hub repository `model`; of the sidecar's where the model is on disk
-    dtype: "auto" is float32 on a CPU and bfloat16 on a GPU; the SSM state is float32 in both
-    filter_decode: filter generated tokens too, with the sidecar's g at the length reached; False as published; None as
-        the sidecar says, which is True unless a published recipe made it
-
-    Raises CheckpointError (model files) and SidecarError (sidecar malformed, or made for another model).
-    """
-    place = pick_device(device)
-    source = locate(str(model), revision)
-    if source.is_sidecar():
-        own = Sidecar.read(source.folder)
-        source = _base_model(own, str(model))
-        sidecar = own if sidecar is None else sidecar
-    path = source.find("config.json")
-    if path is None:
-        raise CheckpointError(f"{model} has no config.json; give a folder with a Mamba checkpoint")
-    lm = _load_plain(source, path, place, pick_dtype(dtype, place), backend, filter_decode)
-    if isinstance(sidecar, str | Path):
-        sidecar = Sidecar.read(sidecar, None if is_hub_id(source.name) else revision)
-    if sidecar is None:
-        return lm
-    sidecar.check_model(lm.fingerprint, source.name)
-    return lm.with_sidecar(sidecar)
-
-
-def _load_plain(
-    source: Source, path: Path, device: torch.device, dtype: torch.dtype, backend: str, filter_decode: bool | None
-) -> LM:
-    """The model without a sidecar. Hybrids with attention are read through transformers."""
-    if is_hybrid(path):
-        from .attach.hybrid import load_hybrid
-
-        return load_hybrid(source, device, dtype, backend, filter_decode)
-    config = ModelConfig.read(path)
-    return LM(source, config, read_weights(source, config, device, dtype), None, backend, filter_decode)
-
-
-def _base_model(sidecar: Sidecar, given: str) -> Source:
-    """The model a sidecar was made for, from its metadata."""
-    name, revision = sidecar.metadata["base_model"], sidecar.metadata["base_model_revision"]
-    if not is_known_anywhere(name):
-        raise CheckpointError(
-            f"{given} is the sidecar of the local model {name!r}; load that model's folder with sidecar={given!r}"
-        )
-    return locate(name, revision or None)
-
-
-def pick_device(device: str) -> torch.device:
-    """ "auto" is the GPU if there is one. Raises ValueError for a device that is not there."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}; use auto, cpu or cuda") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device here; use --device cpu")
-    return place
-
-
-def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """ "auto", a torch dtype or its name. Raises ValueError for anything that is no float type."""
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"unknown dtype {dtype!r}; use auto, float32, bfloat16 or float16")
-    return found
 
 
 class LM:

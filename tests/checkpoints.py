@@ -11,7 +11,7 @@ from torch import Tensor
 
 from longscan.calibrate.assemble import assemble
 from longscan.runtime import LM, Sidecar
-from longscan.runtime.sidecar import Band
+from longscan.runtime.sidecar.sidecar import Band
 
 
 def random_tensors(

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ...runtime import CheckpointError, SidecarError
-from ...runtime.plan import METHODS as RUNTIME_METHODS
+from ...runtime.sidecar.plan import METHODS as RUNTIME_METHODS
 from ..assemble import producer_version
 from ..errors import UserError, first_line
 from ..lengths import parse_lengths

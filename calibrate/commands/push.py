@@ -23,7 +23,7 @@ def push(sidecar: str, repo_id: str, private: bool, revision: str | None, dry_ru
     part between its markers is rewritten later. The token is huggingface_hub's: HF_TOKEN, or `hf auth login`.
     """
     from ...runtime import Sidecar
-    from ...runtime.source import is_hub_id
+    from ...runtime.checkpoint.source import is_hub_id
     from ..push import gather, hub_licence, publish
 
     if not is_hub_id(repo_id):

@@ -52,7 +52,7 @@ def report(
     SIDECAR is a file or a Hub repository. The page needs no script and fetches nothing.
     """
     from ...runtime.files import replacing
-    from ...runtime.sidecar import find_file
+    from ...runtime.sidecar.sidecar import find_file
     from .. import eval_figures
     from .. import figures as side_figures
     from ..report import read_run, render
@@ -97,7 +97,7 @@ def _analyze(
     side: Sidecar, model: str | None, texts: str | None, device: str, dtype: str
 ) -> tuple[list[float], list[Picture]]:
     """(mean distance of every layer at the training length, pictures)."""
-    from ...runtime.source import is_known_anywhere
+    from ...runtime.checkpoint.source import is_known_anywhere
     from .. import analyze_figures
     from ..analyze import analyze as run
     from ..evaluate import machine

@@ -14,8 +14,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..plan import METHODS
-from ..sidecar import Sidecar
+from ..sidecar.plan import METHODS
+from ..sidecar.sidecar import Sidecar
 from .attached import MARK, Attached
 from .families import family_of
 from .identity import check_sidecar

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layer import Layer
-from ..mamba1 import Mamba1
-from ..mamba2 import Gate, GatedNorm, Mamba2
+from ..families.layer import Layer
+from ..families.mamba1 import Mamba1
+from ..families.mamba2 import Gate, GatedNorm, Mamba2
 
 Adapter = Callable[[Any], Layer]
 

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..growth import Growth
-from ..layer import Inputs
-from ..observer import Observer, ScanInputs
-from ..padding import read_padding
-from ..plan import PLAIN, Plan
-from ..prefill import layer_plans, plan_at, plan_prompt
-from ..reservoir import gather, select
-from ..sidecar import Sidecar, filters_decode
-from ..state import State
+from ..families.layer import Inputs
+from ..reading.growth import Growth
+from ..reading.observer import Observer, ScanInputs
+from ..reading.padding import read_padding
+from ..reading.plans import layer_plans, plan_at
+from ..reading.prefill import plan_prompt
+from ..reading.reservoir import gather, select
+from ..reading.state import State
+from ..sidecar.plan import PLAIN, Plan
+from ..sidecar.sidecar import Sidecar, filters_decode
 from .call import Call, Here, Settings
 from .families import Family
 from .gradient import without_gradient

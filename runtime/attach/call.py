@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..growth import Growth
-from ..observer import Observer
-from ..padding import Padding
-from ..plan import LayerPlan, Plan
-from ..sidecar import Sidecar
+from ..reading.growth import Growth
+from ..reading.observer import Observer
+from ..reading.padding import Padding
+from ..sidecar.plan import LayerPlan, Plan
+from ..sidecar.sidecar import Sidecar
 
 
 @dataclass(frozen=True)

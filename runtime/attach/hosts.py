@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..state import State
+from ..reading.state import State
 
 _READING = "_longscan_reading"  # an attribute of the library's cache: it is copied and dropped with it
 

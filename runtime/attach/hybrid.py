@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import ModelConfig, eos_ids_of
+from ..checkpoint.config import ModelConfig, eos_ids_of
+from ..checkpoint.source import Source
 from ..errors import CheckpointError
 from ..model import LM
-from ..observer import Observer
-from ..plan import Plan
-from ..prefill import Output, in_given_columns, is_open
-from ..prompts import Ids, as_batch, check_ids
-from ..source import Source
-from ..state import State
+from ..reading.observer import Observer
+from ..reading.prefill import Output, in_given_columns, is_open
+from ..reading.prompts import Ids, as_batch, check_ids
+from ..reading.state import State
+from ..sidecar.plan import Plan
 from .attached import Attached
 from .call import Settings
 from .families import family_of

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import read_tensors
+from ..checkpoint.reader import read_tensors
+from ..checkpoint.source import locate
 from ..errors import CheckpointError, SidecarError
-from ..sidecar import Sidecar
-from ..source import locate
-from ..weights import STEERING, fingerprint
+from ..families.weights import STEERING, fingerprint
+from ..sidecar.sidecar import Sidecar
 from .families import Family
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..layer import Layer
+from ..families.layer import Layer
 from .adapters import Adapter
 from .identity import fingerprint_of
 
@@ -29,7 +29,7 @@ class Part(NamedTuple):
 
 
 class View:
-    """Stands in for runtime.weights.Weights; attention layers have no entry. Tensors are the model's own."""
+    """Stands in for families.weights.Weights; attention layers have no entry. Tensors are the model's own."""
 
     def __init__(self, model: nn.Module, family: Family):
         self._family, self._model = family, model

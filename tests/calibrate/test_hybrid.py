@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from longscan.calibrate.commands import cli
 from longscan.runtime import Sidecar, attach, load
-from longscan.runtime.source import BUNDLED
+from longscan.runtime.checkpoint.source import BUNDLED
 
 from ..runtime.attach.models import build
 from .conftest import DEMO_TEXT

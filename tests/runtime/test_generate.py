@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longscan.runtime import load
-from longscan.runtime.detokenize import StopCutter, TextStream
-from longscan.runtime.generate import Generation
-from longscan.runtime.sampling import check_logits, penalise, sample
+from longscan.runtime.generate.detokenize import StopCutter, TextStream
+from longscan.runtime.generate.loop import Generation
+from longscan.runtime.generate.sampling import check_logits, penalise, sample
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longscan.runtime import Plan, load
-from longscan.runtime.growth import Growth
+from longscan.runtime.reading.growth import Growth
 
 from ..checkpoints import make_sidecar
 from ..conftest import relative_rms

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from longscan.runtime import Plan, Sidecar, SidecarError, load
-from longscan.runtime.tables import look_up
+from longscan.runtime.sidecar.interpolation import look_up
 
 from ..checkpoints import make_sidecar, random_tensors, write_state_spaces
 

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from longscan.runtime import Sidecar, load
-from longscan.runtime.digest import digest
+from longscan.runtime.sidecar.digest import digest
 
 from ..checkpoints import make_sidecar, random_tensors, write_state_spaces
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longscan.runtime import Sidecar, load
-from longscan.runtime import prefill as prefill_module
-from longscan.runtime.chunks import bytes_a_token, pick_chunk
-from longscan.runtime.reservoir import Tokens, merge, select
+from longscan.runtime.reading import prefill as prefill_module
+from longscan.runtime.reading.chunks import bytes_a_token, pick_chunk
+from longscan.runtime.reading.reservoir import Tokens, merge, select
 
 from ..checkpoints import make_sidecar
 from ..conftest import relative_rms
@@ -159,7 +159,7 @@ def test_the_chunk_comes_from_the_models_shape(plain, monkeypatch):
     chunk = pick_chunk(plain.weights, 1)
     assert chunk & (chunk - 1) == 0 and 2**14 <= chunk * bytes_a_token(plain.weights) <= 2**24
     assert pick_chunk(plain.weights, 4) == chunk // 4
-    monkeypatch.setattr("longscan.runtime.chunks._memory", lambda device: 2**20)  # a very small machine
+    monkeypatch.setattr("longscan.runtime.reading.chunks._memory", lambda device: 2**20)  # a very small machine
     assert pick_chunk(plain.weights, 4) == 128 and pick_chunk(plain.weights, 10**6) == 1
     limited = Limited(monkeypatch, 10**9, MemoryError())
     plain.prefill(torch.zeros(4, 300, dtype=torch.int64))

@@ -17,11 +17,12 @@ from tokenizers import AddedToken
 from longscan.calibrate.errors import UserError
 from longscan.calibrate.passkey import WORDINGS, answer
 from longscan.calibrate.run import encode
-from longscan.runtime import CheckpointError, load, source
-from longscan.runtime.config import eos_ids_of
-from longscan.runtime.detokenize import TextStream
-from longscan.runtime.generate import generate_batch, generate_text
-from longscan.runtime.tokenizer import inside_ids, plain_ids, read_tokenizer, start_ids
+from longscan.runtime import CheckpointError, load
+from longscan.runtime.checkpoint import source
+from longscan.runtime.checkpoint.config import eos_ids_of
+from longscan.runtime.checkpoint.tokenizer import inside_ids, plain_ids, read_tokenizer, start_ids
+from longscan.runtime.generate.detokenize import TextStream
+from longscan.runtime.generate.loop import generate_batch, generate_text
 
 from ..checkpoints import random_tensors, write_state_spaces
 from ..tokenizers import KINDS, with_template

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .plan import LayerPlan
+from ..sidecar.plan import LayerPlan
 
 
 class Inputs(NamedTuple):
@@ -103,3 +103,23 @@ def conv_step(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None) -> 
     state.copy_(window[:, :, 1:])
     x = (window * weight).sum(-1)
     return F.silu(x if bias is None else x + bias)
+
+
+def conv_inputs(raw: Tensor, before: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The convolution's inputs with what was read before standing right in front of each row's first token.
+
+    raw: (B, L, E); before: (B, E, W-1), the inputs of earlier calls, oldest first
+    mask: (B, L) bool, padding on the left
+
+    Padding between the two would part a text from its own past. Returns raw and before, moved: outputs at real tokens
+    and the last W-1 inputs are then those of the row alone.
+    """
+    if mask is None:
+        return raw, before
+    W1 = before.shape[2]
+    row = torch.cat([before.transpose(1, 2).to(raw.dtype), raw], 1)  # (B, W-1+L, E)
+    pads = (~mask).sum(1)[:, None]
+    at = torch.arange(row.shape[1], device=raw.device).expand(row.shape[0], -1)
+    at = torch.where(at < W1 + pads, (at - pads).clamp(min=0), at)
+    row = row.gather(1, at[:, :, None].expand_as(row))
+    return row[:, W1:], row[:, :W1].transpose(1, 2)

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checkpoint.config import ModelConfig
+from ..checkpoint.reader import read_tensors
+from ..checkpoint.source import Source
+from ..checkpoint.tensors import Tensors
+from ..errors import CheckpointError
 from . import mamba1, mamba2
-from .checkpoint import read_tensors
-from .config import ModelConfig
-from .errors import CheckpointError
 from .layer import Layer, Norm
-from .source import Source
-from .tensors import Tensors
 
 # Kept in float32 whatever the model's dtype: they steer exponentials.
 _FLOAT32 = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 SAFE, BIN, INDEX = "model.safetensors", "pytorch_model.bin", ".index.json"
 _NO_MODEL = {"adapter_model": "an adapter, to be merged into its model", "longscan.safetensors": "a sidecar"}

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .config import ModelConfig
-from .layer import Inputs, Layer, Norm
+from ..checkpoint.config import ModelConfig
+from ..families.layer import Inputs, Layer, Norm
+from ..families.weights import Weights
+from ..sidecar.plan import PLAIN, LayerPlan
 from .observer import Observer, ScanInputs
-from .plan import PLAIN, LayerPlan
 from .reservoir import Tokens, merge
 from .state import State
-from .weights import Weights
 
 
 @dataclass(frozen=True)

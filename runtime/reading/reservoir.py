@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .plan import MIN_KEEP, kept
+from ..sidecar.plan import MIN_KEEP, kept
 
 
 class Tokens(NamedTuple):

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from .weights import Weights
+from ..families.weights import Weights
 
 _SHARE = 32  # of the device's memory
 _MOST = {"cpu": 16 * 2**20, "cuda": 2**30}  # bytes; more makes nothing faster

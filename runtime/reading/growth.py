@@ -16,9 +16,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .plan import LayerPlan, Plan
-from .prefill import Layered, layer_plans, plan_at
-from .sidecar import Sidecar
+from ..sidecar.plan import LayerPlan, Plan
+from ..sidecar.sidecar import Sidecar
+from .plans import Layered, layer_plans, plan_at
 from .state import State
 
 _AN_OCTAVE = 8  # cells

@@ -7,9 +7,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from .layer import Inputs, Layer
-from .plan import LayerPlan
-from .steering import Steering
+from ..families.layer import Inputs, Layer
+from ..families.steering import Steering
+from ..sidecar.plan import LayerPlan
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels import causal_conv1d, selective_scan, selective_step
-from .config import ModelConfig
-from .layer import Inputs, Linear, Projection, conv_step
-from .padding import conv_inputs
-from .plan import LayerPlan
+from ...kernels import causal_conv1d, selective_scan, selective_step
+from ..checkpoint.config import ModelConfig
+from ..checkpoint.tensors import Tensors
+from ..sidecar.plan import LayerPlan
+from .layer import Inputs, Linear, Projection, conv_inputs, conv_step
 from .steering import Steering
-from .tensors import Tensors
 
 STEERING = ("A_log", "dt_proj.bias")  # what the fingerprint covers
 

@@ -18,14 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels import causal_conv1d, ssd_scan, ssd_step
-from .config import ModelConfig
-from .errors import CheckpointError
-from .layer import Inputs, Linear, Projection, conv_step
-from .padding import conv_inputs
-from .plan import LayerPlan
+from ...kernels import causal_conv1d, ssd_scan, ssd_step
+from ..checkpoint.config import ModelConfig
+from ..checkpoint.tensors import Tensors
+from ..errors import CheckpointError
+from ..sidecar.plan import LayerPlan
+from .layer import Inputs, Linear, Projection, conv_inputs, conv_step
 from .steering import Steering
-from .tensors import Tensors
 
 STEERING = ("A_log", "dt_bias")  # what the fingerprint covers
 

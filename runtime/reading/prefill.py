@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checkpoint.config import ModelConfig
+from ..families.weights import Weights
+from ..sidecar.plan import Plan
+from ..sidecar.sidecar import Sidecar
 from .chunks import is_out_of_memory, pick_chunk
-from .config import ModelConfig
 from .forward import Stream, embed, join, logits, run_layers
+from .growth import Growth
 from .observer import Observer
 from .padding import Padding
-from .plan import LayerPlan, Plan
-from .sidecar import Sidecar
+from .plans import layer_plans, plan_at
 from .state import State
-from .weights import Weights
-
-if TYPE_CHECKING:
-    from .growth import Growth
 
 _log = logging.getLogger("longscan.runtime")
 
@@ -54,55 +52,6 @@ def in_given_columns(out: Output, padding: Padding | None) -> Output:
     logits, positions = F.pad(out.logits, (0, 0, cut, 0)), F.pad(out.positions, (cut, 0), value=-1)
     logits = logits.masked_fill(~padding.mask[:, :, None], 0.0)
     return replace(out, logits=padding.back(logits), positions=padding.back(positions))
-
-
-class Layered(Protocol):
-    """What a plan needs to know of a model: how many layers, and where its tensors lie."""
-
-    @property
-    def layers(self) -> Sequence[object]: ...
-    @property
-    def embedding(self) -> Tensor: ...
-
-
-def layer_plans(plans: tuple[Plan, ...], sidecar: Sidecar | None, weights: Layered, protected: int) -> list[LayerPlan]:
-    """Resolve plans (one, or one a row) into what each layer needs, on the model's device."""
-    n_layer, device = len(weights.layers), weights.embedding.device
-    if sidecar is None or all(plan.method == "none" for plan in plans):
-        return [LayerPlan()] * n_layer
-    rows = [_thresholds(plan, sidecar, n_layer, protected) for plan in plans]
-    scaled = any(plan.method == "scale" for plan in plans)
-    resolved = []
-    for i in range(n_layer):
-        g = rows[0][i] if len(rows) == 1 else torch.stack([row[i] for row in rows])
-        scales = [_scales(plan, sidecar, i) for plan in plans] if scaled else []
-        keep = plans[0].decimate.get(i)
-        resolved.append(
-            LayerPlan(
-                threshold=g.to(device) if bool((g > 0).any()) else None,
-                scale=torch.stack(scales).squeeze(0).to(device) if scaled else None,
-                keep=keep,
-                score_weight=None if keep is None else sidecar.score_weights(i, plans[0].length).to(device),
-            )
-        )
-    return resolved
-
-
-def _thresholds(plan: Plan, sidecar: Sidecar, n_layer: int, protected: int) -> list[Tensor]:
-    channels = int(sidecar.metadata["channels"])
-    if plan.method not in ("filter", "both"):
-        return [torch.zeros(channels)] * n_layer
-    band = sidecar.band(plan.length)
-    seen = plan.scan_lengths(n_layer, protected)
-    if sidecar.keyed_by_prompt(band, plan.method):
-        seen = [plan.length] * n_layer
-    return [sidecar.thresholds_in(band, i, seen[i], plan.method) for i in range(n_layer)]
-
-
-def _scales(plan: Plan, sidecar: Sidecar, layer: int) -> Tensor:
-    if plan.method != "scale":
-        return torch.ones(int(sidecar.metadata["channels"]))
-    return sidecar.scales(layer, plan.length)
 
 
 def prefill(
@@ -215,19 +164,6 @@ def plan_prompt(
         )
     state.plan = plans[0] if len(plans) == 1 else plans
     state.total, state.protected, state.method = total_length, protected, method
-
-
-def plan_at(sidecar: Sidecar | None, length: float, method: str, fresh: bool) -> Plan:
-    """The plan of a prompt of `length` tokens; `fresh`: nothing was read before it."""
-    if sidecar is None:
-        if method not in ("auto", "none"):
-            raise ValueError(f"method {method!r} needs a sidecar; load(model, sidecar=...)")
-        return Plan("none", length)
-    plan = sidecar.plan(length, method)
-    if fresh or not plan.decimate:
-        return plan
-    # Later calls never decimate: what was read before is already in the state.
-    return sidecar.plan(length, "filter") if plan.method == "both" else Plan("none", length)
 
 
 def _last(stream: Stream, count: int) -> Stream:

@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .files import save_tensors
-from .plan import Plan
+from ..files import save_tensors
+from ..sidecar.plan import Plan
 from .reservoir import Tokens, concatenate
 
 

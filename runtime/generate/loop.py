@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ..checkpoint.config import ModelConfig
+from ..checkpoint.tokenizer import eos_ids, inside_ids, plain_ids, special_ids, start_ids
+from ..errors import CheckpointError
+from ..reading.prefill import Output
+from ..reading.state import State
 from .detokenize import StopCutter, TextStream, special_stops
-from .errors import CheckpointError
 from .sampling import Sampling, check_logits, penalise, sample
-from .state import State
-from .tokenizer import eos_ids, inside_ids, plain_ids, special_ids, start_ids
 
 if TYPE_CHECKING:
-    from .model import LM
+    from tokenizers import Tokenizer
 
 Prompt = str | Sequence[int] | Tensor
+
+
+class Reader(Protocol):
+    """What generation asks of a model; an LM is one."""
+
+    config: ModelConfig
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def prefill(self) -> Callable[..., Output]: ...
+    @property
+    def step(self) -> Callable[..., tuple[Tensor, Any]]: ...
 
 
 @dataclass
@@ -48,20 +65,24 @@ def is_batch(prompt: Any) -> bool:
     return isinstance(prompt[0], str | Sequence) or getattr(prompt[0], "ndim", 0) > 0
 
 
-def generate_ids(lm: LM, prompt: Sequence[int] | Tensor, max_new_tokens: int = 128, **options: Any) -> Iterator[int]:
+def generate_ids(
+    lm: Reader, prompt: Sequence[int] | Tensor, max_new_tokens: int = 128, **options: Any
+) -> Iterator[int]:
     """Token ids that continue `prompt` (one sequence of ids); neither EOS nor a stop id is yielded."""
     for row in _batch_ids(lm, [_as_ids(prompt).flatten()], max_new_tokens, **options):
         if row[0] is not None:
             yield row[0]
 
 
-def generate_text(lm: LM, prompt: str, max_new_tokens: int = 128, **options: Any) -> Iterator[str]:
+def generate_text(lm: Reader, prompt: str, max_new_tokens: int = 128, **options: Any) -> Iterator[str]:
     """Text that continues `prompt`, in pieces. A piece is held back while it may be half a character or a stop."""
     for row in _batch_text(lm, [prompt], max_new_tokens, **options):
         yield row[0]
 
 
-def generate_batch(lm: LM, prompts: Sequence[Prompt], max_new_tokens: int = 128, **options: Any) -> Iterator[list[Any]]:
+def generate_batch(
+    lm: Reader, prompts: Sequence[Prompt], max_new_tokens: int = 128, **options: Any
+) -> Iterator[list[Any]]:
     """Several prompts at once: each piece is a list with one entry a row, "" (ids: None) where there is nothing."""
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     if len(texts) == len(prompts):
@@ -79,7 +100,7 @@ def _as_ids(prompt: Any) -> Tensor:
 
 
 def _batch_ids(
-    lm: LM,
+    lm: Reader,
     prompts: Sequence[Tensor],
     max_new_tokens: int,
     *,
@@ -98,7 +119,7 @@ def _batch_ids(
 
 
 def _batch_text(
-    lm: LM,
+    lm: Reader,
     prompts: Sequence[str],
     max_new_tokens: int,
     *,
@@ -132,7 +153,7 @@ def _batch_text(
         yield left
 
 
-def _encode(lm: LM, prompts: Sequence[str], state: State | None) -> list[list[int]]:
+def _encode(lm: Reader, prompts: Sequence[str], state: State | None) -> list[list[int]]:
     """Ids of prompts that begin a text, or go on from a state. Raises ValueError where nothing is left of one."""
     if not all(prompts):
         raise ValueError("the prompt is empty; give at least one character")
@@ -151,7 +172,7 @@ def _stops(stop: Any) -> tuple[list[str], set[int]]:
 
 
 def _tokens(
-    lm: LM,
+    lm: Reader,
     prompts: Sequence[Tensor],
     max_new_tokens: int,
     stop: set[int],
@@ -227,7 +248,7 @@ def _draw(
     return [int(sample(logits[k : k + 1], *draw, generators[b], settings.min_p)) for k, b in enumerate(alive)]
 
 
-def _eos(lm: LM) -> tuple[int, ...]:
+def _eos(lm: Reader) -> tuple[int, ...]:
     if lm.config.eos_token_ids:
         return lm.config.eos_token_ids
     try:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 from .weight_files import BIN, INDEX, SAFE, main_file, weight_map
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 BUNDLED = {"demo": HERE / "demo", "demo-mamba2": HERE / "demo_mamba2"}
 SIDECAR_FILE = "sidecar.safetensors"  # its name in a repository that `calibrate push` made
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels import token_scores
+from ...kernels import token_scores
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..errors import CheckpointError
 from .config import ModelConfig
-from .errors import CheckpointError
 from .source import Source, download
 
 if TYPE_CHECKING:

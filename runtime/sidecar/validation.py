@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import SidecarError
+from ..errors import SidecarError
 from .plan import METHODS
 
 _REQUIRED = (

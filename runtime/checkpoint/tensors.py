@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Size, Tensor
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 
 class Tensors:

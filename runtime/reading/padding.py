@@ -3,7 +3,7 @@
 A row of a mask is one run of real tokens; a hole inside a text is refused. Rows are rolled so that their texts end
 together: then the last tokens of all rows stand in the same columns, whatever the rows' lengths.
 
-    B batch   L columns   E channels of the convolution   W conv width
+    B batch   L columns
 """
 
 from __future__ import annotations
@@ -58,23 +58,3 @@ def _roll(t: Tensor, shift: Tensor) -> Tensor:
     L = t.shape[1]
     index = ((torch.arange(L, device=t.device) - shift.to(t.device)[:, None]) % L).view(-1, L, *[1] * (t.dim() - 2))
     return t.gather(1, index.expand_as(t))
-
-
-def conv_inputs(raw: Tensor, before: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The convolution's inputs with what was read before standing right in front of each row's first token.
-
-    raw: (B, L, E); before: (B, E, W-1), the inputs of earlier calls, oldest first
-    mask: (B, L) bool, padding on the left
-
-    Padding between the two would part a text from its own past. Returns raw and before, moved: outputs at real tokens
-    and the last W-1 inputs are then those of the row alone.
-    """
-    if mask is None:
-        return raw, before
-    W1 = before.shape[2]
-    row = torch.cat([before.transpose(1, 2).to(raw.dtype), raw], 1)  # (B, W-1+L, E)
-    pads = (~mask).sum(1)[:, None]
-    at = torch.arange(row.shape[1], device=raw.device).expand(row.shape[0], -1)
-    at = torch.where(at < W1 + pads, (at - pads).clamp(min=0), at)
-    row = row.gather(1, at[:, :, None].expand_as(row))
-    return row[:, W1:], row[:, :W1].transpose(1, 2)

@@ -27,11 +27,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .errors import CheckpointError, SidecarError
-from .files import save_tensors
+from ..checkpoint.source import SIDECAR_FILE, download, is_hub_id, split_revision
+from ..errors import CheckpointError, SidecarError
+from ..files import save_tensors
+from .interpolation import Interpolation, look_up
 from .plan import METHODS, Plan
-from .source import SIDECAR_FILE, download, is_hub_id, split_revision
-from .tables import Interpolation, look_up
 from .validation import RETIRED, check
 
 SCHEMA, VERSION = "longscan.sidecar", "1"

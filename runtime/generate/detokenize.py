@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .tokenizer import special_ids
+from ..checkpoint.tokenizer import special_ids
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
