@@ -22,9 +22,9 @@ from demo import calibrate
 
 from longscan.calibrate.lengths import parse_lengths
 from longscan.calibrate.run import encode
-from longscan.calibrate.score import DEPTHS, passkey_answered, passkey_trials, tail_losses
-from longscan.calibrate.texts import read_texts
-from longscan.calibrate.windows import at_length, token_windows
+from longscan.calibrate.search.tasks import DEPTHS, passkey_answered, passkey_trials, tail_losses
+from longscan.calibrate.texts.sources import read_texts
+from longscan.calibrate.texts.windows import at_length, token_windows
 from longscan.runtime import load
 
 VARIANTS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text())

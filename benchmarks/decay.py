@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from longscan.calibrate.texts import read_texts
+from longscan.calibrate.texts.sources import read_texts
 from longscan.runtime import load
 from longscan.runtime.reading.observer import ScanInputs
 from longscan.runtime.sidecar.plan import LayerPlan

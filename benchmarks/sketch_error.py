@@ -27,7 +27,7 @@ from shapes import VOCABULARY, write_state_spaces
 from torch import Tensor
 from tqdm import tqdm
 
-from longscan.calibrate.sketch import DeltaSketch, exact_values
+from longscan.calibrate.measure.sketch import DeltaSketch, exact_values
 from longscan.runtime import LM, load
 from longscan.runtime.checkpoint.tokenizer import plain_ids, read_tokenizer
 from longscan.runtime.reading.forward import Stream, embed, run_layers

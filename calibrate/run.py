@@ -19,24 +19,24 @@ from ..runtime.checkpoint.tokenizer import plain_ids
 from ..runtime.checkpoint.weight_files import weight_files
 from ..runtime.model import LM
 from ..runtime.sidecar.sidecar import Band, Sidecar, canonical
-from .arena import Arena, Objective
-from .assemble import assemble, producer_version
-from .band_tables import Tables, band_entry
 from .console import progress, say
 from .errors import UserError
-from .journal import Journal
-from .measure import LayerMeasurement, measured, tokens_a_batch
-from .picks import Candidate, DecimatePick, FilterPick
-from .policy import bands, choose
-from .published import published_decimation, published_filter
-from .recall import settle_objective
-from .recipe import Recipe, to_json
-from .score import DEPTHS, PasskeyTrials, passkey_trials
-from .search import Search, plain_scores
-from .sequential import Sweeper
-from .texts import Texts, read_texts, split_documents
-from .windows import token_windows
-from .world import ALONE, World
+from .measure.measuring import LayerMeasurement, measured, tokens_a_batch
+from .recipe.published import published_decimation, published_filter
+from .recipe.recipe import Recipe, to_json
+from .search.candidates import Candidate, DecimatePick, FilterPick
+from .search.choice import bands, choose
+from .search.recall import settle_objective
+from .search.scoring import Arena, Objective
+from .search.search import Search, plain_scores
+from .search.sequential import Sweeper
+from .search.tables import Tables, band_entry
+from .search.tasks import DEPTHS, PasskeyTrials, passkey_trials
+from .sidecars import assemble, producer_version
+from .texts.sources import Texts, read_texts, split_documents
+from .texts.windows import token_windows
+from .work.journal import Journal
+from .work.processes import ALONE, World
 
 _TOKENS_FOR_ONE = 30  # tokens at L for one that is kept: m is about 0.35, and what is kept about ten times the mean
 _JUDGED = 4  # times as many windows decide at a short length as are searched on

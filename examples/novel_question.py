@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from longscan.calibrate.passkey import WORDINGS, draw_key, is_answered
+from longscan.calibrate.texts.passkey import WORDINGS, draw_key, is_answered
 from longscan.runtime import LM, load
 from longscan.runtime.reading.state import State
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longscan.calibrate.passkey import WORDINGS, answer, draw_key
+from longscan.calibrate.texts.passkey import WORDINGS, answer, draw_key
 
 NONE, TEXT, ANSWER = 0, 1, 2
 # letters in a key, digits in a value, pairs, bytes of a sample

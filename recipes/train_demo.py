@@ -23,7 +23,7 @@ from train_data import ANSWER, LEVELS, TEXT, Corpus, mixed_batch, recall_batch
 from train_mamba2 import Shape2
 from train_model import MambaLM, Shape
 
-from longscan.calibrate.passkey import WORDINGS, answer, draw_key
+from longscan.calibrate.texts.passkey import WORDINGS, answer, draw_key
 
 ROWS, SIZE = 64, 256
 RATE, WARMUP, DECAY_SHARE = 3e-3, 100, 0.35

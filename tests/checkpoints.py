@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longscan.calibrate.assemble import assemble
+from longscan.calibrate.sidecars import assemble
 from longscan.runtime import LM, Sidecar
 from longscan.runtime.sidecar.sidecar import Band
 

@@ -91,7 +91,7 @@ def logits(request: dict[str, Any]) -> Any:
 
 def texts(request: dict[str, Any]) -> list[str]:
     from longscan.calibrate.errors import UserError
-    from longscan.calibrate.texts import read_texts
+    from longscan.calibrate.texts.sources import read_texts
 
     try:
         found = read_texts(request["texts"], role=request["role"], max_bytes=request["max_bytes"])

@@ -19,7 +19,7 @@ def diff(a: str, b: str, as_json: bool) -> None:
 
     A and B are files or Hub repositories; user/name@revision is one of its commits.
     """
-    from ..diff import compare, render
+    from ..report.diff import compare, render
 
     found = compare(Sidecar.read(a), Sidecar.read(b))
     click.echo(json.dumps(found) if as_json else render(found))

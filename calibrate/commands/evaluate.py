@@ -40,11 +40,11 @@ def evaluate_command(
     as_json: bool,
 ) -> None:
     """Measure perplexity or passkeys at several lengths and methods."""
-    from ..evaluate import Request, available, evaluate
-    from ..recipe import load_recipe, recipe_for_model
+    from ..evaluate.evaluate import Request, available, evaluate
+    from ..recipe.recipe import load_recipe, recipe_for_model
+    from ..report.table import render
     from ..run import encode
-    from ..table import render
-    from ..texts import read_texts
+    from ..texts.sources import read_texts
 
     recipe = load_recipe(recipe_for_model(model))
     lm = load(model, sidecar, device=device, dtype=dtype, revision=revision)

@@ -9,10 +9,10 @@ import click
 
 from ...runtime import CheckpointError, SidecarError
 from ...runtime.sidecar.plan import METHODS as RUNTIME_METHODS
-from ..assemble import producer_version
 from ..errors import UserError, first_line
 from ..lengths import parse_lengths
-from ..world import LOST, complain, end, is_loss
+from ..sidecars import producer_version
+from ..work.processes import LOST, complain, end, is_loss
 
 METHODS = ("auto", *RUNTIME_METHODS)
 

@@ -16,7 +16,7 @@ def harness(arguments: tuple[str, ...]) -> None:
     All ARGUMENTS are the harness's own; the model class `longscan` is registered first.
     """
     try:
-        from ..harness import main
+        from ..evaluate.harness import main
     except ImportError as error:
         if error.name and error.name.split(".")[0] != "lm_eval":
             raise

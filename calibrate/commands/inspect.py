@@ -16,7 +16,7 @@ from .group import cli, json_option
 @json_option
 def inspect(sidecar: str, layer: int | None, as_json: bool) -> None:
     """Show what a sidecar (a file or a Hub repository) holds."""
-    from ..inspect import describe, describe_layer, render, render_layer
+    from ..report.inspect import describe, describe_layer, render, render_layer
 
     side = Sidecar.read(sidecar)
     if layer is None:

@@ -24,7 +24,7 @@ def push(sidecar: str, repo_id: str, private: bool, revision: str | None, dry_ru
     """
     from ...runtime import Sidecar
     from ...runtime.checkpoint.source import is_hub_id
-    from ..push import gather, hub_licence, publish
+    from ..share.push import gather, hub_licence, publish
 
     if not is_hub_id(repo_id):
         raise click.BadParameter(f"{repo_id!r} is no repository id; give user/name")

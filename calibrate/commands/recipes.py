@@ -11,7 +11,7 @@ from .group import cli, json_option
 
 
 def _complete(ctx: click.Context, parameter: click.Parameter, typed: str) -> list[Any]:
-    from ..recipe import recipe_names
+    from ..recipe.recipe import recipe_names
 
     return [name for name in recipe_names() if name.startswith(typed)]
 
@@ -25,7 +25,7 @@ def recipes() -> None:
 @json_option
 def list_recipes(as_json: bool) -> None:
     """Names, the models each is for, and what it does."""
-    from ..recipe import load_recipe, recipe_names
+    from ..recipe.recipe import load_recipe, recipe_names
 
     found = [load_recipe(name) for name in recipe_names()]
     rows = [{"name": r.name, "models": list(r.models), "description": r.description} for r in found]
@@ -43,8 +43,8 @@ def list_recipes(as_json: bool) -> None:
 @json_option
 def show(recipe: str, as_json: bool) -> None:
     """Every setting of a recipe (a name or a YAML file), as YAML that `run --recipe` reads back."""
-    from ..push import recipe_file
-    from ..recipe import load_recipe, to_json
+    from ..recipe.recipe import load_recipe, to_json
+    from ..share.push import recipe_file
 
     document = to_json(load_recipe(recipe))
     click.echo(document if as_json else recipe_file(json.loads(document)), nl=as_json)

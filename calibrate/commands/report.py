@@ -14,7 +14,7 @@ from ..errors import UserError
 from .group import cli, json_option, place_options
 
 if TYPE_CHECKING:
-    from ..plots import Picture
+    from ..report.plots import Picture
 
 
 @cli.command()
@@ -53,9 +53,9 @@ def report(
     """
     from ...runtime.files import replacing
     from ...runtime.sidecar.sidecar import find_file
-    from .. import eval_figures
-    from .. import figures as side_figures
-    from ..report import read_run, render
+    from ..report import eval_figures
+    from ..report import figures as side_figures
+    from ..report.page import read_run, render
 
     if not out.parent.is_dir():
         raise UserError(f"no folder {out.parent}; create it or give another -o")
@@ -98,13 +98,13 @@ def _analyze(
 ) -> tuple[list[float], list[Picture]]:
     """(mean distance of every layer at the training length, pictures)."""
     from ...runtime.checkpoint.source import is_known_anywhere
-    from .. import analyze_figures
-    from ..analyze import analyze as run
-    from ..evaluate import machine
-    from ..recipe import load_recipe, recipe_for_model
+    from ..evaluate.evaluate import machine
+    from ..recipe.recipe import load_recipe, recipe_for_model
+    from ..report import analyze_figures
+    from ..report.analyze import analyze as run
     from ..run import encode
     from ..summary import calibrated_lengths
-    from ..texts import read_texts
+    from ..texts.sources import read_texts
 
     name = model or side.metadata["base_model"]
     if model is None and not is_known_anywhere(name):

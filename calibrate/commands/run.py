@@ -12,7 +12,7 @@ import click
 from ...runtime import load
 from ..console import hush
 from ..errors import UserError
-from ..world import join, leave
+from ..work.processes import join, leave
 from .group import METHODS, cli, json_option, lengths_callback, model_options, place_options
 
 
@@ -53,8 +53,8 @@ def run(
 
     Under `torchrun --nproc-per-node K -m longscan.calibrate run ...` K processes share the work, to the same sidecar.
     """
-    from ..published import recipe_train_length
-    from ..recipe import load_recipe, recipe_for_model
+    from ..recipe.published import recipe_train_length
+    from ..recipe.recipe import load_recipe, recipe_for_model
     from ..run import Options, calibrate
 
     recipe = load_recipe(recipe_name or recipe_for_model(model))
@@ -98,7 +98,7 @@ def run(
     if as_json:
         click.echo(json.dumps(document))
         return
-    from ..inspect import describe, render
+    from ..report.inspect import describe, render
 
     click.echo(render(describe(found.sidecar)))
     click.echo(f"\nwrote {out} ({found.seconds:.0f} s, {found.tokens:,} tokens; cost {found.cost:.1f})")

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from longscan.calibrate.assemble import assemble
-from longscan.calibrate.band_tables import Tables
-from longscan.calibrate.measure import LayerMeasurement
-from longscan.calibrate.picks import Candidate, DecimatePick, FilterPick, share_at
-from longscan.calibrate.policy import bands
-from longscan.calibrate.search import LengthPicks
-from longscan.calibrate.sketch import DeltaSketch
+from longscan.calibrate.measure.measuring import LayerMeasurement
+from longscan.calibrate.measure.sketch import DeltaSketch
+from longscan.calibrate.search.candidates import Candidate, DecimatePick, FilterPick, share_at
+from longscan.calibrate.search.choice import bands
+from longscan.calibrate.search.search import LengthPicks
+from longscan.calibrate.search.tables import Tables
+from longscan.calibrate.sidecars import assemble
 from longscan.runtime import Sidecar
 
 L, N_LAYER, D, TOKENS = 64, 3, 8, 40_000

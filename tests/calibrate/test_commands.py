@@ -247,7 +247,7 @@ def test_module_is_the_command():
 
 
 def test_out_of_memory_stops_with_advice_and_keeps_the_batch(folder, text, tmp_path, monkeypatch):
-    from longscan.calibrate import prefix
+    from longscan.calibrate.search import shared_layers as prefix
     from longscan.runtime.reading import forward
 
     out, tokens = tmp_path / "a.safetensors", []

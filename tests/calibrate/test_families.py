@@ -11,8 +11,8 @@ import torch
 from click.testing import CliRunner
 
 from longscan.calibrate.commands import cli
-from longscan.calibrate.measure import Measure, log_decay
-from longscan.calibrate.published_fit import clamp_top
+from longscan.calibrate.measure.measuring import Measure, log_decay
+from longscan.calibrate.measure.published_fit import clamp_top
 from longscan.runtime import Sidecar, load
 
 from ..checkpoints import MAMBA2, random_mamba2_tensors, random_tensors, write_falcon, write_state_spaces

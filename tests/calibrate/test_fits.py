@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from longscan.calibrate.measure import log_decay, mean_distance
-from longscan.calibrate.published_fit import published_g
+from longscan.calibrate.measure.measuring import log_decay, mean_distance
+from longscan.calibrate.measure.published_fit import published_g
 
 
 def transcribed_g(delta: list[float], S: int, C: float | None) -> float:

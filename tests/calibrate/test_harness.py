@@ -26,7 +26,7 @@ def test_without_the_harness_the_command_says_what_to_install(monkeypatch):
     from click.testing import CliRunner
 
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.delitem(sys.modules, "longscan.calibrate.harness", raising=False)
+    monkeypatch.delitem(sys.modules, "longscan.calibrate.evaluate.harness", raising=False)
     result = CliRunner().invoke(cli, ["lm-eval", "ls", "--tasks", "x"])
     assert (
         result.exit_code == 1
@@ -37,7 +37,7 @@ def test_without_the_harness_the_command_says_what_to_install(monkeypatch):
 
 @pytest.fixture(scope="module")
 def harness():
-    from longscan.calibrate import harness
+    from longscan.calibrate.evaluate import harness
 
     return harness
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from longscan.calibrate.histogram import BINS, SEGMENTS, bin_of, edge_bits, grid_shift, grid_top, histogram
+from longscan.calibrate.measure.histogram import BINS, SEGMENTS, bin_of, edge_bits, grid_shift, grid_top, histogram
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

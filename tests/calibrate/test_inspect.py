@@ -11,9 +11,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from longscan.calibrate.assemble import assemble
 from longscan.calibrate.commands import cli
-from longscan.calibrate.recipe import load_recipe, recipe_names
+from longscan.calibrate.recipe.recipe import load_recipe, recipe_names
+from longscan.calibrate.sidecars import assemble
 from longscan.runtime import Sidecar, load
 
 from ..checkpoints import make_sidecar, random_tensors, write_state_spaces

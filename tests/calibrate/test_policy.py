@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 
-from longscan.calibrate.arena import Score
 from longscan.calibrate.errors import UserError
-from longscan.calibrate.picks import Candidate, DecimatePick, FilterPick
-from longscan.calibrate.policy import choose
-from longscan.calibrate.recall import settle_objective
-from longscan.calibrate.recipe import Policy
-from longscan.calibrate.search import LengthPicks
+from longscan.calibrate.recipe.recipe import Policy
+from longscan.calibrate.search.candidates import Candidate, DecimatePick, FilterPick
+from longscan.calibrate.search.choice import choose
+from longscan.calibrate.search.recall import settle_objective
+from longscan.calibrate.search.scoring import Score
+from longscan.calibrate.search.search import LengthPicks
 
 FILTER = Candidate(FilterPick(-5.0, (0,), 0.5))
 DECIMATE = Candidate(decimate=DecimatePick((1,), 64, 1.0, "all"))
@@ -108,8 +108,8 @@ def test_what_is_reported_is_measured_against_plain():
     ],
 )
 def test_recall_decides_only_for_a_model_that_has_it_at_its_own_length(monkeypatch, capsys, right, asked, wanted):
-    from longscan.calibrate import recall
-    from longscan.calibrate.journal import Journal
+    from longscan.calibrate.search import recall
+    from longscan.calibrate.work.journal import Journal
 
     trials = torch.arange(20) < right * 20
     monkeypatch.setattr(recall, "passkey_trials", lambda *_: None)

@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
-from longscan.calibrate.assemble import assemble
-from longscan.calibrate.card import BEGIN, END, merge, model_card
 from longscan.calibrate.errors import UserError
-from longscan.calibrate.hub import explain
+from longscan.calibrate.share.card import BEGIN, END, merge, model_card
+from longscan.calibrate.share.hub import explain
+from longscan.calibrate.sidecars import assemble
 from longscan.runtime import Sidecar, load
 
 from ..checkpoints import make_sidecar, random_tensors, write_state_spaces

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from longscan.calibrate.errors import UserError
-from longscan.calibrate.published import published_decimation, published_filter, recipe_train_length
-from longscan.calibrate.recipe import (
+from longscan.calibrate.recipe.published import published_decimation, published_filter, recipe_train_length
+from longscan.calibrate.recipe.recipe import (
     Recipe,
     load_recipe,
     override,

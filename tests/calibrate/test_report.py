@@ -11,11 +11,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from longscan.calibrate.analyze import FLOOR, analyze, attention_map
-from longscan.calibrate.assemble import assemble
 from longscan.calibrate.commands import cli
-from longscan.calibrate.figures import pictures
-from longscan.calibrate.plots import tokens
+from longscan.calibrate.report.analyze import FLOOR, analyze, attention_map
+from longscan.calibrate.report.figures import pictures
+from longscan.calibrate.report.plots import tokens
+from longscan.calibrate.sidecars import assemble
 from longscan.runtime import load
 
 from ..browser import CHROMIUM, DRIVER, Browser
@@ -168,7 +168,7 @@ def test_attention_is_the_matrix_itself():
 
 
 def test_analysis_agrees_with_the_calibrations_measure(tmp_path):
-    from longscan.calibrate.measure import measure
+    from longscan.calibrate.measure.measuring import measure
 
     lm = load(write_state_spaces(tmp_path / "tiny", random_tensors()))
     lm = load(tmp_path / "tiny", make_sidecar(lm))

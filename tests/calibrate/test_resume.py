@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from longscan.calibrate.commands import cli
 from longscan.calibrate.errors import UserError
-from longscan.calibrate.journal import Journal
+from longscan.calibrate.work.journal import Journal
 from longscan.runtime import Sidecar
 
 KILLS = 20
@@ -161,7 +161,7 @@ def test_another_model_of_the_same_fingerprint_starts_afresh(tiny_run, tmp_path)
 
 HOLDER = """
 import sys, pathlib
-from longscan.calibrate.journal import Journal
+from longscan.calibrate.work.journal import Journal
 journal = Journal(pathlib.Path(sys.argv[1]), "first", True)
 journal.put("a", 0.1)
 print("held", flush=True)

@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from longscan.calibrate.arena import Arena, Score
-from longscan.calibrate.band_tables import Tables
-from longscan.calibrate.journal import Journal
-from longscan.calibrate.measure import LayerMeasurement
-from longscan.calibrate.picks import Candidate, FilterPick, ScalePick
-from longscan.calibrate.recipe import parse_recipe
-from longscan.calibrate.search import Search, theta_candidates
-from longscan.calibrate.sketch import DeltaSketch
+from longscan.calibrate.measure.measuring import LayerMeasurement
+from longscan.calibrate.measure.sketch import DeltaSketch
+from longscan.calibrate.recipe.recipe import parse_recipe
+from longscan.calibrate.search.candidates import Candidate, FilterPick, ScalePick
+from longscan.calibrate.search.scoring import Arena, Score
+from longscan.calibrate.search.search import Search, theta_candidates
+from longscan.calibrate.search.tables import Tables
+from longscan.calibrate.work.journal import Journal
 
 L, N_LAYER, D = 64, 4, 10
 LENGTHS = (128, 256, 512, 1024, 4096)

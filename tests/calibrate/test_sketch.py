@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from longscan.calibrate.measure import measure
-from longscan.calibrate.sketch import BINS, DeltaSketch, exact_values
-from longscan.calibrate.texts import read_texts
+from longscan.calibrate.measure.measuring import measure
+from longscan.calibrate.measure.sketch import BINS, DeltaSketch, exact_values
+from longscan.calibrate.texts.sources import read_texts
 from longscan.runtime import load
 
 SHARES = (0.01, 0.015, 0.03, 0.06, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from longscan.calibrate import texts as module
 from longscan.calibrate.errors import UserError
 from longscan.calibrate.lengths import parse_length, parse_lengths
-from longscan.calibrate.texts import Texts, read_texts, recorded_source, split_documents
+from longscan.calibrate.texts import sources as module
+from longscan.calibrate.texts.sources import Texts, read_texts, recorded_source, split_documents
 
 
 def refused(source: str, *parts: str, max_bytes: int | None = None) -> None:
@@ -55,7 +55,7 @@ def test_rows(tmp_path: Path, suffix: str) -> None:
 
 
 def test_which_field() -> None:
-    from longscan.calibrate.text_files import pick_column
+    from longscan.calibrate.texts.files import pick_column
 
     assert pick_column({"a": True, "text": True}, None, "x") == "text"
     assert pick_column({"a": True, "n": False}, None, "x") == "a"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from longscan.calibrate.errors import UserError
-from longscan.calibrate.windows import at_length, pg19_windows, token_windows
+from longscan.calibrate.texts.windows import at_length, pg19_windows, token_windows
 
 
 def numbered(*sizes: int) -> list[torch.Tensor]:

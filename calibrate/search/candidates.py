@@ -1,0 +1,112 @@
+"""A candidate: what could be done at one length, in a few numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ...runtime.sidecar.plan import MIN_KEEP
+from ..recipe.recipe import ScoreChannels
+
+Fit = Literal["stretched", "sequential"]
+
+
+@dataclass(frozen=True)
+class FilterPick:
+    """Filter the channels with log decay > log_theta in `layers` so that `share` of their mass of delta is kept.
+
+    share = m(S) L / S, where m(S) is the mass factor: 1 keeps as much mass as there was at the training length.
+    fit: "stretched" takes delta at S to be distributed as at L, "sequential" measures it at S, layer after layer.
+    """
+
+    log_theta: float
+    layers: tuple[int, ...]
+    share: float
+    fit: Fit = "stretched"
+
+
+@dataclass(frozen=True)
+class DecimatePick:
+    """Keep floor(base * beta**s) tokens at the s-th of `layers`, scored over `score` channels."""
+
+    layers: tuple[int, ...]
+    base: int
+    beta: float
+    score: ScoreChannels
+
+    def keep(self) -> list[int]:
+        return [max(MIN_KEEP, math.floor(self.base * self.beta**s)) for s in range(len(self.layers))]
+
+
+@dataclass(frozen=True)
+class ScalePick:
+    """Multiply delta by (S / L) ** -power in the `top` share of the model's channels with the largest mean distance.
+
+    powers: one a layer, for all its channels, in the place of power and top; empty = those.
+    """
+
+    power: float
+    top: float
+    powers: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A filter, a decimation, both, a scale, or nothing."""
+
+    filter: FilterPick | None = None
+    decimate: DecimatePick | None = None
+    scale: ScalePick | None = None
+
+    @property
+    def method(self) -> str:
+        if self.scale:
+            return "scale"
+        if self.filter and self.decimate:
+            return "both"
+        return "filter" if self.filter else "decimate" if self.decimate else "none"
+
+    def untouched(self) -> int:
+        """Layers at the bottom that read exactly what the plain model's read."""
+        if self.scale:
+            return 0
+        lowest = [pick.layers[0] for pick in (self.filter, self.decimate) if pick]
+        return min(lowest, default=0)
+
+
+NONE = Candidate()
+
+
+def share_at(length: float, shares: Mapping[int, float], train_length: int) -> float:
+    """Kept share at a length above L, by the law of m(S) = share S / L, of which `shares` holds the calibrated lengths.
+
+    log m is linear in log S between neighbours, the first of which is L itself, where m = 1; beyond the last, m stays.
+    g has no such law: it is read off each channel's own distribution of delta at the share that m amounts to.
+    """
+    known = {train_length: 1.0, **shares}
+    last = max(known)
+    if length >= last:
+        return known[last] * last / length
+    high = min(n for n in known if n >= length)
+    if high == length:
+        return known[high]
+    low = max(n for n in known if n < length)
+    weight = math.log(length / low) / math.log(high / low)
+    return math.exp((1 - weight) * math.log(known[low]) + weight * math.log(known[high]))
+
+
+BEYOND = 12  # half octaves past the last calibrated length at which g is stored
+
+
+def table_lengths(train_length: int, top: int, lengths: Sequence[int], fine: bool = False) -> list[int]:
+    """Where a band's g is stored: just above L, then half octaves up to `top`, and the calibrated lengths.
+
+    fine: quarter octaves, the first in eighths (g rises from 0 there): between rows m(S) is met to a few percent
+    """
+    octaves = math.log2(max(top, train_length + 1) / train_length)
+    an_octave = 4 if fine else 2
+    steps = [k / an_octave for k in range(1, math.ceil(an_octave * octaves) + 1)] + [k / 8 for k in range(1, 8) if fine]
+    grid = {min(top, round(train_length * 2**step)) for step in steps}
+    return sorted(n for n in {train_length + 1, *grid, *lengths} if n > train_length)

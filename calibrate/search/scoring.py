@@ -1,0 +1,147 @@
+"""Where candidates meet: held-out windows and passkeys per length, every score paired and paid for once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...runtime.model import LM
+from ...runtime.sidecar.sidecar import canonical
+from ..console import progress, say
+from ..sidecars import assemble
+from ..work.journal import Journal
+from ..work.processes import ALONE, World
+from .candidates import NONE, Candidate
+from .shared_layers import Prefix, read_whole
+from .tables import Tables, band_entry
+from .tasks import PasskeyTrials, passkey_answered, tail_losses
+
+Objective = Literal["perplexity", "passkey", "mixed"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A candidate at one length, over the windows seen so far. Higher `value` is better; no number is the worst."""
+
+    losses: Tensor  # (n,) float64, nats per token; empty unless the objective needs it
+    answered: Tensor  # (k,) float64 in [0, 1]: half exact match, half probability of the right answer
+    exact: Tensor  # (k,) bool
+
+    @property
+    def value(self) -> float:
+        """-loss (perplexity), share answered (passkey), or answered - loss (mixed)."""
+        loss = float(self.losses.mean()) if len(self.losses) else 0.0
+        answered = float(self.answered.mean()) if len(self.answered) else 0.0
+        value = answered - loss
+        return value if math.isfinite(value) else -math.inf
+
+
+@dataclass
+class Arena:
+    """Held-out data and the model. windows: (n, longest) int64, of which a length S reads the last S tokens."""
+
+    lm: LM
+    tables: Tables
+    objective: Objective
+    windows: Tensor | None
+    trials: dict[int, PasskeyTrials]
+    tail: int
+    batch_tokens: int
+    journal: Journal
+    world: World = ALONE
+    purpose: str = "search"  # names these windows and trials in the journal
+    token_layers: int = 0  # cost so far: tokens x layers processed
+    _seen: dict[tuple[Candidate, int], Score] = field(default_factory=dict)
+
+    @property
+    def n_layer(self) -> int:
+        return len(self.lm.weights.layers)
+
+    def score(self, candidate: Candidate, length: int, share: float = 1.0, prefix: Prefix | None = None) -> Score:
+        """Score on the first `share` of the windows and trials; what was scored before is not run again."""
+        seen = self._seen.get((candidate, length), _EMPTY)
+        windows, trials = self.counts(share)
+        if windows > len(seen.losses) or trials > len(seen.exact):
+            most = max(windows, len(seen.losses)), max(trials, len(seen.exact))
+            seen = self._more(candidate, length, seen, *most, prefix)
+            self._seen[candidate, length] = seen
+        return Score(seen.losses[:windows], seen.answered[:trials], seen.exact[:trials])
+
+    def counts(self, share: float) -> tuple[int, int]:
+        """How many windows and passkey trials a share of them is."""
+        trials = next(iter(self.trials.values()), None)
+        windows = 0 if self.windows is None else max(1, round(len(self.windows) * share))
+        return windows, 0 if trials is None else max(1, round(len(trials.keys) * share))
+
+    def _more(
+        self, candidate: Candidate, length: int, seen: Score, windows: int, trials: int, prefix: Prefix | None
+    ) -> Score:
+        """Extend a score to the first `windows` and `trials`; from the journal if it was paid for before."""
+        new_windows = None if self.windows is None else self.windows[len(seen.losses) : windows, -length:]
+        new_trials = self.trials[length].part(len(seen.exact), trials) if self.trials else None
+        tokens = 0 if new_windows is None else new_windows.numel()
+        tokens += 0 if new_trials is None else new_trials.prompts.numel()
+        self.token_layers += tokens * (self.n_layer - (prefix.stop if prefix else 0))
+        seen_before = [len(seen.losses), windows, len(seen.exact), trials]
+        key = canonical([self.purpose, asdict(candidate), length, *seen_before])
+        found = self.journal.get(key)
+        if found is None:
+            lm, method, read = self._model(candidate, length), candidate.method, prefix.read if prefix else read_whole
+            found = {"losses": [], "right": [], "probability": []}
+            if new_windows is not None and len(new_windows):
+                losses = tail_losses(lm, new_windows, self.tail, method, self.batch_tokens, world=self.world, read=read)
+                found["losses"] = losses.tolist()
+            if new_trials is not None and len(new_trials.keys):
+                right, probability = passkey_answered(
+                    lm, new_trials, method, self.batch_tokens, world=self.world, read=read
+                )
+                found["right"], found["probability"] = right.tolist(), probability.tolist()
+            self.journal.put(key, found)
+        if not all(map(math.isfinite, [*found["losses"], *found["probability"]])):
+            say(f"{candidate.method} at {length}: some scores are no numbers, so it ranks last")
+        right = torch.tensor(found["right"], dtype=torch.bool)
+        probability = torch.tensor(found["probability"], dtype=torch.float64)
+        return Score(
+            torch.cat([seen.losses, torch.tensor(found["losses"], dtype=torch.float64)]),
+            torch.cat([seen.answered, (right.double() + probability) / 2]),
+            torch.cat([seen.exact, right]),
+        )
+
+    def halving(self, candidates: Sequence[Candidate], length: int, survivors: int = 1) -> list[Candidate]:
+        """Successive halving over windows: all on a quarter, the better third on half, the best ones on all.
+
+        What all candidates leave alone is computed once: the layers below the first that any of them touches.
+        """
+        left = list(dict.fromkeys(candidates))
+        stop = min(candidate.untouched() for candidate in left)
+        prefix = Prefix(stop) if stop and len(left) > 1 and not self.lm.hybrid else None
+        if prefix:
+            windows, trials = self.counts(1.0)
+            self.token_layers += stop * (windows + trials) * length
+        for share in (0.25, 0.5):
+            left = self._rank(left, length, share, prefix)[: max(survivors, -(-len(left) // 3))]
+        return self._rank(left, length, 1.0, prefix)[:survivors]
+
+    def _rank(self, candidates: list[Candidate], length: int, share: float, prefix: Prefix | None) -> list[Candidate]:
+        """Best first; on a tie the earlier candidate."""
+        for candidate in progress(candidates, f"scoring candidates at {length}"):
+            self.score(candidate, length, share, prefix)
+        return sorted(candidates, key=lambda c: -self.score(c, length, share).value)
+
+    def _model(self, candidate: Candidate, length: int) -> LM:
+        if candidate == NONE:
+            return self.lm.with_sidecar(None)
+        filters = {length: candidate.filter} if candidate.filter else {}
+        L = self.tables.train_length
+        band = band_entry(candidate.method, filters, candidate.decimate, [length], L)
+        tensors = self.tables.band([length], filters, candidate.decimate, candidate.scale, only=True)
+        return self.lm.with_sidecar(assemble(self.lm, L, [(band, tensors)]))
+
+
+_NO_VALUES = torch.empty(0, dtype=torch.float64)
+_EMPTY = Score(_NO_VALUES, _NO_VALUES, torch.empty(0, dtype=torch.bool))

@@ -1,0 +1,239 @@
+"""Which filter, which decimation: found at a pivot length first, then refined at every length from its neighbour's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..console import progress, say
+from ..measure.measuring import LayerMeasurement
+from ..recipe.recipe import Recipe
+from .candidates import NONE, Candidate, DecimatePick, FilterPick, Fit, ScalePick
+from .channels import global_channels
+from .intervals import clearly_better
+from .scoring import Arena
+
+_BLOCKS = 8  # layers are taken together in at most this many blocks
+
+
+@dataclass(frozen=True)
+class LengthPicks:
+    """What the search found at one length; None where the recipe's method excludes it."""
+
+    length: int
+    filter: Candidate | None
+    decimate: Candidate | None
+    both: Candidate | None
+    scale: Candidate | None
+
+
+def theta_candidates(layers: Sequence[LayerMeasurement], recipe: Recipe) -> list[float]:
+    """log thetas that differ in the channels they call global, from the recipe's list and quantiles of the decays."""
+    decays = torch.cat([layer.decay() for layer in layers])
+    found = [float(torch.tensor(theta, dtype=torch.float64).log()) for theta in recipe.filter.theta]
+    found += [float(decays.quantile(q)) for q in recipe.filter.theta_quantiles]
+    distinct: dict[int, float] = {}
+    for log_theta in sorted(found):
+        channels = sum(int(global_channels(layer, log_theta).sum()) for layer in layers)
+        if channels:  # a filter without a global channel is no filter
+            distinct.setdefault(channels, log_theta)
+    return list(distinct.values())
+
+
+def layer_sets(n_layer: int, recipe: Recipe) -> list[tuple[int, ...]]:
+    """Sets of filtered layers to start from: all, or all but the first block."""
+    wanted = recipe.filter.layers
+    if isinstance(wanted, (list, tuple)):
+        return [tuple(i for i in wanted if i < n_layer)]
+    everything = tuple(range(n_layer))
+    if wanted == "all":
+        return [everything]
+    return [everything, everything[max(1, n_layer // _BLOCKS) :]]
+
+
+class Search:
+    """Drives an Arena. The order of the search is fixed, so equal inputs give equal picks."""
+
+    def __init__(self, arena: Arena, recipe: Recipe, lengths: Sequence[int], seed: int) -> None:
+        self.arena, self.recipe, self.lengths, self.seed = arena, recipe, sorted(lengths), seed
+        self.layers, self.L = arena.tables.layers, arena.tables.train_length
+        self.pivot = self.lengths[len(self.lengths) // 2]
+        self.fits: list[dict[str, Any]] = []  # the two fits of g compared, an entry a length
+
+    def run(self, methods: set[str]) -> list[LengthPicks]:
+        """Picks for every length. methods: those of filter, decimate, both, scale that may be used."""
+        filters = self._filters() if methods & {"filter", "both"} else {}
+        decimations = self._decimations() if methods & {"decimate", "both"} else {}
+        found = []
+        for length in progress(self.lengths, "combining", unit="length"):
+            f, d = filters.get(length), decimations.get(length, [])
+            both = self._both(f, d, length) if f and d and "both" in methods else None
+            scale = self._scale(length) if "scale" in methods else None
+            found.append(LengthPicks(length, f, d[0] if d else None, both, scale))
+        return found
+
+    def _best(self, picks: Sequence[FilterPick], length: int) -> FilterPick:
+        best = self.arena.halving([Candidate(pick) for pick in picks], length)[0].filter
+        assert best is not None
+        return best
+
+    # -- filter ------------------------------------------------------------------------------------------------
+
+    def _filters(self) -> dict[int, Candidate]:
+        stretched = {self.pivot: self._pivot_filter()}
+        order = [n for n in self.lengths if n > self.pivot] + [n for n in reversed(self.lengths) if n < self.pivot]
+        for length in progress(order, "filter by length", unit="length"):
+            near = min(stretched, key=lambda n: abs(n - length))
+            stretched[length] = self._theta(self._shares(stretched[near], length, near), length)
+        return {n: Candidate(self._fitted(pick, n)) for n, pick in stretched.items()}
+
+    def _pivot_filter(self) -> FilterPick:
+        """Coordinate search: share and layers, then theta, then blocks of layers, then the share finely."""
+        recipe, pivot = self.recipe, self.pivot
+        thetas = theta_candidates(self.layers, recipe)
+        start = thetas[len(thetas) // 2]
+        mass = recipe.filter.mass
+        shares = sorted({min(1.0, c) for c in (*mass.law, *(m * self.L / pivot for m in mass.factors or ()))})
+        grid = [FilterPick(start, s, c) for s in layer_sets(len(self.layers), recipe) for c in shares]
+        pick = self._best(grid, pivot)
+        pick = self._best([pick, *(replace(pick, log_theta=theta) for theta in thetas)], pivot)
+        if recipe.filter.layers == "search":
+            pick = self._drop_blocks(pick)
+        return self._shares(pick, pivot, pivot)
+
+    def _blocks(self) -> list[range]:
+        n_layer = len(self.layers)
+        size = max(1, n_layer // _BLOCKS)
+        return [range(start, min(start + size, n_layer)) for start in range(0, n_layer, size)]
+
+    def _drop_blocks(self, pick: FilterPick) -> FilterPick:
+        """Greedy: leave a block of layers unfiltered while that helps."""
+        while True:
+            less = [replace(pick, layers=tuple(i for i in pick.layers if i not in block)) for block in self._blocks()]
+            best = self._best([pick, *(one for one in less if one.layers)], self.pivot)
+            if best == pick:
+                return pick
+            pick = best
+
+    def _shares(self, pick: FilterPick, length: int, near: int) -> FilterPick:
+        """The kept share, from that of a length near by, in steps of sqrt 2 and then of 2^(1/4).
+
+        Two laws span what is tried: the same share as there, and the same mass, m(S) = m(near); sqrt 2 beyond either.
+        """
+        least = self.L / length / 16
+        low, high = sorted((0.0, 2 * math.log2(near / length)))  # half octaves
+        around = [2 ** (k / 2) for k in range(min(-2, round(low) - 1), max(2, round(high) + 1) + 1)]
+        for steps in (around, (0.84, 1.0, 1.19)):
+            tried = [min(1.0, max(least, pick.share * step)) for step in steps]
+            pick = self._best([replace(pick, share=round(s, 6)) for s in tried], length)
+        return pick
+
+    def _theta(self, pick: FilterPick, length: int) -> FilterPick:
+        """Another theta at this length, if it is better beyond doubt: a new theta starts a new band."""
+        others = [replace(pick, log_theta=theta) for theta in theta_candidates(self.layers, self.recipe)]
+        best = self._best([pick, *others], length)
+        return best if self._clearly(Candidate(best), Candidate(pick), length, len(others)) else pick
+
+    def _fitted(self, pick: FilterPick, length: int) -> FilterPick:
+        """The same pick under the fits of g that the recipe allows; the stretched one unless another is better."""
+        if self.recipe.filter.g_fit == "stretched" or self.arena.lm.hybrid:
+            return pick
+        fit: Fit = "sequential"
+        shares = sorted({min(1.0, round(pick.share * step, 6)) for step in (0.71, 1.0, 1.41)})
+        best = self._best([replace(pick, share=share, fit=fit) for share in shares], length)
+        self.fits.append({"length": length} | {each.fit: self._summary(each, length) for each in (pick, best)})
+        always = self.recipe.filter.g_fit == "sequential"
+        return best if always or self._clearly(Candidate(best), Candidate(pick), length, len(shares)) else pick
+
+    def _summary(self, pick: FilterPick, length: int) -> dict[str, float]:
+        """m(S), the value, and what it is made of."""
+        score = self.arena.score(Candidate(pick), length)
+        found = {"mass": pick.share * length / self.L, "value": score.value}
+        if len(score.losses):
+            found["loss"] = float(score.losses.mean())
+        if len(score.exact):
+            found["passkeys"] = float(score.exact.double().mean())
+        return {key: round(value, 6) for key, value in found.items()}
+
+    def _clearly(self, one: Candidate, other: Candidate, length: int, tried: int) -> bool:
+        """Better beyond an interval corrected for the candidates tried at each length, of which `one` is the best."""
+        policy = self.recipe.policy
+        if one == other:
+            return False
+        scores = self.arena.score(one, length), self.arena.score(other, length)
+        return clearly_better(*scores, policy.corrected(tried * len(self.lengths)), policy.bootstrap, self.seed)
+
+    # -- decimation --------------------------------------------------------------------------------------------
+
+    def _decimations(self) -> dict[int, list[Candidate]]:
+        """Best first: at every length the few best of the pivot's ranking, ranked again."""
+        ranked = self.arena.halving(self._decimation_grid(), self.pivot, survivors=6)
+        found = {}
+        for length in progress(self.lengths, "decimation by length", unit="length"):
+            fits = [c for c in ranked if c.decimate and max(c.decimate.keep()) < length]
+            best = ranked[0].decimate
+            if not fits and best:  # always carry a usable one, so that it can be forced
+                smallest = replace(best, base=self.L // 2)
+                fits = [Candidate(decimate=smallest)]
+            found[length] = self.arena.halving(fits, length, survivors=3)
+        return found
+
+    def _decimation_grid(self) -> list[Candidate]:
+        recipe, n_layer = self.recipe.decimate, len(self.layers)
+        if isinstance(recipe.first_layer, (list, tuple)):
+            first = [i for i in recipe.first_layer if i < n_layer]
+        else:  # layers that look furthest, by Mamba Mean Distance
+            reach = [float(layer.reach().mean()) for layer in self.layers]
+            first = sorted(sorted(range(1, n_layer), key=lambda i: -reach[i])[:4]) or [0]
+            say("mean distance by layer: " + " ".join(f"{d:.0f}" for d in reach))
+        grid = []
+        for i in first:
+            for count in recipe.n_layers:
+                chosen = tuple(range(i, min(i + count, n_layer)))
+                bases = [recipe.base] if recipe.base else [round(f * self.L) for f in recipe.base_factors]
+                for base in bases:
+                    for beta in recipe.beta if len(chosen) > 1 else recipe.beta[:1]:
+                        for score in recipe.weights:
+                            pick = DecimatePick(chosen, base, beta, score)
+                            if max(pick.keep()) < self.pivot:
+                                grid.append(Candidate(decimate=pick))
+        return list(dict.fromkeys(grid))
+
+    # -- both, scale -------------------------------------------------------------------------------------------
+
+    def _both(self, filtered: Candidate, decimated: Sequence[Candidate], length: int) -> Candidate:
+        assert filtered.filter is not None
+        shares = [min(1.0, round(filtered.filter.share * step, 6)) for step in (0.71, 1.0, 1.41)]
+        grid = [Candidate(replace(filtered.filter, share=s), d.decimate) for d in decimated for s in shares]
+        return self.arena.halving(grid, length)[0]
+
+    def _scale(self, length: int) -> Candidate:
+        """Power and channels; or a power for each block of layers, from the best that all share, while that helps."""
+        recipe, n_layer = self.recipe.scale, len(self.layers)
+        if not recipe.by_layer:
+            grid = [Candidate(scale=ScalePick(power, top)) for power in recipe.powers for top in recipe.top]
+            return self.arena.halving(grid, length)[0]
+        even = [ScalePick(power, 1.0, (power,) * n_layer) for power in (0.0, *recipe.powers)]
+        best = self.arena.halving([Candidate(scale=pick) for pick in even], length)[0]
+        for _ in self._blocks():
+            assert best.scale is not None
+            powers, tried = best.scale.powers, [best]
+            for block in self._blocks():
+                for step in (-0.25, 0.25):
+                    moved = tuple(p + step if i in block else p for i, p in enumerate(powers))
+                    tried.append(Candidate(scale=ScalePick(0.0, 1.0, moved)))
+            found = self.arena.halving(tried, length)[0]
+            if found == best:
+                break
+            best = found
+        return best
+
+
+def plain_scores(arena: Arena, lengths: Sequence[int]) -> None:
+    """Score the plain model everywhere: what every method has to beat."""
+    for length in progress(list(lengths), "plain model", unit="length"):
+        arena.score(NONE, length)
