@@ -51,7 +51,7 @@ whole = time.monotonic() - began
 draw, killed, ended = random.Random(0), 0, 0
 while killed < kills:
     child = run(arguments[1])
-    time.sleep(draw.uniform(0.02, 0.25) * whole)
+    time.sleep(draw.uniform(0.02, 0.4) * whole)
     os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     if os.WIFSIGNALED(status):
