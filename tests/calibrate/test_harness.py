@@ -16,7 +16,7 @@ from longscan.calibrate.commands import cli
 from longscan.runtime import load
 
 from ..checkpoints import make_sidecar, random_tensors, write_state_spaces
-from ..tokenizers import byte_fallback, with_template
+from ..tokenizer_kinds import byte_fallback, with_template
 
 TEXT = (Path(__file__).parents[2] / "calibrate" / "demo" / "evaluation.txt").read_text()[:5000]
 L = 256  # the demo's

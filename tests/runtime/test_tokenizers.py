@@ -25,7 +25,7 @@ from longscan.runtime.generate.detokenize import TextStream
 from longscan.runtime.generate.loop import generate_batch, generate_text
 
 from ..checkpoints import random_tensors, write_state_spaces
-from ..tokenizers import KINDS, with_template
+from ..tokenizer_kinds import KINDS, with_template
 from .attach.models import build
 
 BUILT = {name: build() for name, build in KINDS.items()}
