@@ -35,7 +35,7 @@ def step(
         b_kept = b_delta * tl.load(scale + i_b * sg_b + o_d, mask=m_d, other=1.0).to(tl.float32)
     if HAS_THRESHOLD:
         b_threshold = tl.load(threshold + i_b * sg_b + o_d, mask=m_d, other=0.0).to(tl.float32)
-        b_kept = tl.where(b_delta > b_threshold, b_kept, 0.0)
+        b_kept = tl.where(b_delta > b_threshold, b_kept, tl.where(b_delta <= b_threshold, 0.0, float("nan")))
     b_A = tl.load(A + o_dn, mask=m_dn, other=0.0).to(tl.float32) * LOG2E
     b_B = tl.load(B + i_b * sB_b + o_n, mask=m_n, other=0.0).to(tl.float32)
     b_C = tl.load(C + i_b * sC_b + o_n, mask=m_n, other=0.0).to(tl.float32)
