@@ -69,7 +69,8 @@ def scan(
     o_d = (i_d * R + o_r) * CH + o_s * 0 + tl.arange(0, CH)[None, None, :]
     o_n = o_r * 0 + o_s * NS + tl.arange(0, VS)[None, None, :]
     m_d = o_d < channels
-    m_g = (i_d * R + o_r) * CH + o_s * 0 < channels  # CH divides channels: a group is inside or outside
+    o_g = o_r * 0 + o_s * 0
+    m_g = (i_d * R + o_r) * CH + o_g < channels  # CH divides channels: a group is inside or outside
     p_state = (i_d * R + o_r) * CH * N + o_n
     o_state = (i_b * chunks + i_c) * channels * N
 
@@ -132,10 +133,10 @@ def scan(
                     if HAS_INDEX:
                         visible = visible & inside
                     seen = seen + (visible,)
-                    m_B = m_g & visible
+                    m_B = m_g & (o_g >= tl.where(visible, 0, 1))  # a tile, as in triton_conv
                 elif HAS_INDEX:
                     seen = present
-                    m_B = m_g & inside
+                    m_B = m_g & (o_g >= tl.where(inside, 0, 1))
                 xs = xs + load(p_x + t * sx_t, m_d, not EVEN)
                 deltas = deltas + load(p_delta + t * sd_t, m_d, not EVEN)
                 Bs = Bs + load_run(p_BC + t * (2 * N), m_B, NS, HAS_MASK or HAS_INDEX)
