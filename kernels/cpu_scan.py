@@ -68,7 +68,7 @@ def scan(x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, index, m
                 B, (b * B.strides[0] + t * B.strides[1]) // 4,
                 C, (b * C.strides[0] + t * C.strides[1]) // 4,
                 y, (b * steps + step) * channels + d0,
-                seen, use_softplus, gated,
+                seen, use_softplus, D.size > 0, gated,
             )  # fmt: skip
         for c in range(LANES):
             for n in range(N):
@@ -101,7 +101,7 @@ def step(state, x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, y
             dx = v[d] * x[b, d]
             out = np.float32(0.0)
             for n in range(N):
-                decay[n] = exp2_negative(min(v[d] * A[d, n] * LOG2E, np.float32(128.0)))  # 128: infinity
+                decay[n] = exp2_negative(min(v[d] * A[d, n] * LOG2E, np.float32(129.0)))  # infinity from there
             for n in range(N):
                 h = decay[n] * state[b, d, n] + dx * B[b, n]
                 state[b, d, n] = h
@@ -137,6 +137,9 @@ def conv(x, taps, bias, before, mask, y):
                 elif not masked or mask[b, s]:
                     for d in range(channels):
                         acc[d] += taps[k, d] * x[b, s, d]
+                else:
+                    for d in range(channels):
+                        acc[d] += taps[k, d] * np.float32(0.0)  # NaN if the weight is
             for d in range(channels):
                 y[b, t, d] = silu(acc[d])
 

@@ -93,18 +93,18 @@ def _broadcast(builder, value):
 @intrinsic
 def token(
     context, h, a2, per_channel, nothing, x, x_at, delta, delta_at, z, z_at, B, B_at, C, C_at, y, y_at,
-    seen, use_softplus, gated,
+    seen, use_softplus, skipping, gated,
 ):  # fmt: skip
     """One token, sixteen channels: delta' = 0 where softplus(delta + bias) <= threshold, else scale times it;
     h_n = 2^(delta' a2_n) h_n + delta' x B_n; y = (sum_n h_n C_n + D x) silu(z). Not seen: delta', x and B are 0 for h.
 
     h, a2: (N, 16) float32, a2 = A log2(e); per_channel: (4, 16) bias, threshold (NaN: none), scale, D; nothing: N
-    zeros; seen, use_softplus, gated: bool. The other arrays are any arrays of float32 whose last dimension is side by
+    zeros; seen, use_softplus, skipping (D is given), gated: bool. The other arrays are any arrays of float32 whose last dimension is side by
     side, *_at the offset in elements of the first value read.
     """
     signature = types.void(
         h, a2, per_channel, nothing, x, x_at, delta, delta_at, z, z_at, B, B_at, C, C_at, y, y_at,
-        seen, use_softplus, gated,
+        seen, use_softplus, skipping, gated,
     )  # fmt: skip
 
     def codegen(context, builder, signature, args):
@@ -114,7 +114,7 @@ def token(
         states, decays, constants, nothing = array(0), array(1).data, array(2).data, array(3).data
         x, delta, z, B, C, y = (array(k).data for k in range(4, 16, 2))
         x_at, delta_at, z_at, B_at, C_at, y_at = args[5:16:2]
-        seen, use_softplus, gated = args[16:]
+        seen, use_softplus, skipping, gated = args[16:]
 
         def vector(pointer, offset):
             return builder.bitcast(builder.gep(pointer, [offset], source_etype=_F32), _VEC.as_pointer())
@@ -138,7 +138,8 @@ def token(
         driven = builder.select(seen, builder.fmul(step, x_value), _splat(0.0))
         B = builder.select(seen, builder.gep(B, [B_at], source_etype=_F32), nothing)
 
-        total = cgutils.alloca_once_value(builder, builder.fmul(skip, x_value))
+        skipped = builder.select(skipping, builder.fmul(skip, x_value), _splat(0.0))
+        total = cgutils.alloca_once_value(builder, skipped)
         count = cgutils.unpack_tuple(builder, states.shape, 2)[0]
         with cgutils.for_range(builder, count) as loop:
             n = loop.index

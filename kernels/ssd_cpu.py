@@ -67,7 +67,7 @@ def ssd_scan(
         Q = gap.shape[-1]
         gap.masked_fill_(torch.ones(Q, Q, dtype=torch.bool).triu(1), -torch.inf)
         within = gap.exp_().mul_((gC @ gB.transpose(-1, -2))[:, :, None])
-        before = h.view(batch, groups, -1, P, N)
+        before = h.view(batch, groups, heads // groups, P, N)
         out = within @ dx
         out += s.float().exp()[..., None] * (gC[:, :, None] @ before.transpose(-1, -2))
         left = (s[..., -1:] - s).float().exp()[..., None]
@@ -92,4 +92,4 @@ def _finite(t: Tensor) -> bool:
 
 def _by_group(t: Tensor, groups: int) -> Tensor:
     """(B, Q, H, ...) -> (B, G, H/G, Q, ...)."""
-    return t.transpose(1, 2).unflatten(1, (groups, -1)).contiguous()
+    return t.transpose(1, 2).unflatten(1, (groups, t.shape[2] // groups)).contiguous()

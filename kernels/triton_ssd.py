@@ -82,7 +82,7 @@ def ssd_states(
         b_delta = tl.where(seen, b_delta, 0.0)
 
         # 2^-1000 is 0 already; with the bound the whole parts of a chunk add up exactly.
-        b_log = tl.maximum(b_delta * a, -1000.0, propagate_nan=ALL)
+        b_log = tl.where(seen, tl.maximum(b_delta * a, -1000.0, propagate_nan=ALL), 0.0)
         b_whole = tl.floor(b_log + 0.5)
         b_part = b_log - b_whole
         s_whole, s_part = tl.cumsum(b_whole, 0), tl.cumsum(b_part, 0)
@@ -205,6 +205,8 @@ def ssd_outputs(
     if HAS_Z:
         p_z = z + i_b * sz_b + o_t[:, None] * sz_t + i_h * sz_h + o_p[None, :]
         b_y *= silu(tl.load(p_z, mask=m_tp, other=0.0).to(tl.float32))
+    if HAS_INDEX:
+        b_y = tl.where(m_t[:, None], b_y, 0.0)
     p_y = y + ((i_b * steps + o_k[:, None]) * heads + i_h) * P + o_p[None, :]
     tl.store(p_y, b_y.to(y.dtype.element_ty), mask=m_k[:, None] & m_p[None, :])
 
@@ -234,6 +236,8 @@ def ssd_token(
     p_state = state + ((i_b * heads + i_h) * P + o_p[:, None]) * N + o_n[None, :]
     b_h = tl.load(p_state, mask=m_pn, other=0.0)
     b_h = tl.exp2(b_kept * tl.load(A + i_h).to(tl.float32) * LOG2E) * b_h + (b_kept * b_x)[:, None] * b_B[None, :]
+    if N < BLOCK_N:
+        b_h = tl.where(m_n[None, :], b_h, 0.0)  # beside the states infinity times 0 is NaN
     tl.store(p_state, b_h, mask=m_pn)
     b_y = tl.sum(b_h * b_C[None, :], axis=1)
     if HAS_D:

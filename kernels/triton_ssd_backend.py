@@ -41,6 +41,11 @@ def states_products(sizes: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in sizes.items() if k != "K"} | {"Q": min(sizes["Q"], 32)}
 
 
+def _limited(limit: Limit, softplus: bool) -> bool:
+    """Whether the limits can change a delta: softplus is above 0 itself."""
+    return limit != (0.0, math.inf) or not softplus
+
+
 def ssd_scan(
     x: Tensor,
     delta: Tensor,
@@ -77,9 +82,9 @@ def ssd_scan(
     ssd_states[(chunks * columns, batch)](
         x, delta, A, B, delta_bias, threshold, scale, index, mask, kept, whole, part, states,
         *x.stride()[:3], *delta.stride()[:2], *B.stride()[:3], sg_b, L, steps, heads, heads // groups, chunks,
-        *delta_limit, HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, LIMITED=delta_limit != (0.0, math.inf),
-        HAS_THRESHOLD=threshold is not None, HAS_SCALE=scale is not None, HAS_INDEX=index is not None,
-        HAS_MASK=mask is not None, **states_products(sizes), **STATES_CONFIG, **FUSED,
+        *delta_limit, HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus,
+        LIMITED=_limited(delta_limit, delta_softplus), HAS_THRESHOLD=threshold is not None,
+        HAS_SCALE=scale is not None, HAS_INDEX=index is not None, HAS_MASK=mask is not None, **states_products(sizes), **STATES_CONFIG, **FUSED,
     )  # fmt: skip
     initial = None if initial_state is None else initial_state.float().contiguous()
     last = torch.empty(batch, heads, P, N, dtype=torch.float32, device=x.device)
@@ -127,7 +132,7 @@ def ssd_step(
         *(z.stride()[:2] if z is not None else (0, 0)), sg_b, P if D is not None and D.dim() == 2 else 1,
         heads, heads // B.shape[1], *delta_limit,
         HAS_D=D is not None, D_WIDE=D is not None and D.dim() == 2, HAS_Z=z is not None,
-        HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, LIMITED=delta_limit != (0.0, math.inf),
+        HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, LIMITED=_limited(delta_limit, delta_softplus),
         HAS_THRESHOLD=threshold is not None, HAS_SCALE=scale is not None, **sizes, **TOKEN_CONFIG, **FUSED,
     )  # fmt: skip
     return y

@@ -13,6 +13,7 @@ from longscan.kernels import causal_conv1d, selective_scan, selective_step, ssd_
 
 from .cases import scan_inputs, ssd_inputs, without
 
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's, of arithmetic with NaN
 FAST = ("cpu", "triton")
 IN_TIME = ("x", "delta", "B", "C", "z")
 INF, NAN = math.inf, math.nan
@@ -37,9 +38,9 @@ def score_inputs(B, L, D, seed=0):
     return {"delta": a["delta"], "delta_bias": a["delta_bias"], "mask": a["mask"], "weight": a["scale"]}
 
 
-def every_function(L=5, seed=0):
+def every_function(L=5, seed=0, N=3):
     """Name, function and all of its arguments, small."""
-    scan, ssd = scan_inputs(2, L, 5, 3, seed), ssd_inputs(2, L, 4, 3, 2, 3, seed)
+    scan, ssd = scan_inputs(2, L, 5, N, seed), ssd_inputs(2, L, 4, 3, 2, N, seed)
     return {
         "selective_scan": (selective_scan, scan),
         "selective_step": (selective_step, of_step(scan)),
@@ -99,21 +100,13 @@ def test_strides_never_matter(name, data):
     function, a = every_function(data.draw(st.integers(1, 4)), data.draw(st.integers(0, 99)))[name]
     given_ = {k: v for k, v in a.items() if k in _needed(name) or data.draw(st.booleans())}
     strided = {k: v if k == "state" else data.draw(placed(v), label=k) for k, v in given_.items()}
-    if name == "causal_conv1d":
-        strided.setdefault("bias", None)
     for backend in FAST:
-        assert_as_the_reference(function, _given(strided), backend)
+        assert_as_the_reference(function, strided, backend)
 
 
 def _needed(name):
-    return {
-        "causal_conv1d": ("x", "weight"),
-        "token_scores": ("delta",),
-    }.get(name, ("state", "x", "delta", "A", "B", "C"))
-
-
-def _given(a):
-    return {k: v for k, v in a.items() if v is not None}
+    needed = {"causal_conv1d": ("x", "weight", "bias"), "token_scores": ("delta",)}
+    return needed.get(name, ("state", "x", "delta", "A", "B", "C"))
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -124,8 +117,8 @@ def test_parameters_of_another_dtype_and_one_stride(name, backend, dtype):
     function, a = every_function()[name]
     for k, v in a.items():
         if v.is_floating_point() and k not in ("state", "x", "delta"):
-            line = torch.linspace(-1, -0.1, sum(v.shape)).to(dtype)
-            a[k] = line.as_strided(v.shape, (1,) * v.dim())
+            line = torch.linspace(0.1, 1, sum(v.shape)).to(dtype)
+            a[k] = (-line if k == "A" else line).as_strided(v.shape, (1,) * v.dim())
     wanted = function(**{k: v.clone() for k, v in a.items()}, backend="reference")
     found = function(**a, backend=backend)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
@@ -138,7 +131,7 @@ def test_parameters_of_another_dtype_and_one_stride(name, backend, dtype):
 @pytest.mark.parametrize(("name", "argument"), FLOATS)
 def test_nan_stays_nan(name, argument, backend):
     function, a = every_function()[name]
-    a = without(a, "index", "mask")
+    a = without(a, "index", "mask", *(["threshold"] if argument == "scale" else []))
     a[argument] = torch.full_like(a[argument], NAN)
     first = call(function, a, backend)[0]
     if name == "causal_conv1d" and argument == "initial_state":
@@ -152,10 +145,12 @@ def test_nan_stays_nan(name, argument, backend):
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_one_value_that_is_not_finite(name, argument, value, backend):
     """In the last row, token and channel of an argument: the same values are not finite as in the reference."""
-    function, a = every_function()[name]
+    function, a = every_function(N=4)[name]
+    if argument == "A" and value == -INF:  # 0 times it is NaN: no filter, no mask, no absent token
+        a = without(a, "threshold", "mask", "index")
     a[argument] = a[argument].clone()
-    place = (-1, 2) if argument in IN_TIME and "step" not in name else (-1,)
-    a[argument][place][..., -1] = value
+    in_time = argument in IN_TIME and "step" not in name
+    a[argument][(-1, 2, ..., -1) if in_time else (-1, ..., -1) if a[argument].dim() > 1 else -1] = value
     # As infinity in x, delta or B is multiplied by C in another order, Mamba-2's chunks may give it another name.
     same = (lambda t: torch.where(t.isfinite(), t, NAN)) if name == "ssd_scan" else (lambda t: t)
     wanted = call(function, a, "reference")
@@ -179,13 +174,12 @@ def test_unseen_tokens_may_hold_anything(kind, backend, gathered):
         a["index"] = torch.tensor([[-1, 2, 3, -1, 8, -1], [0, 1, 2, 3, 4, 5]])
     else:
         del a["index"]
+    del a["D"]  # the skip shows the token its own x
     wanted = call(function, a, backend)
     unseen = ~a["mask"]
     for k in ("x", "delta", "B"):
         a[k] = torch.where(unseen.view(2, 9, *[1] * (a[k].dim() - 2)), NAN, a[k])
-    found = call(function, without(a, "D"), backend)
-    torch.testing.assert_close(found, call(function, without({**a, **every_function(9)[kind][1], "index": a.get("index")}, "D", *([] if gathered else ["index"])), backend))
-    assert wanted[1].isfinite().all()
+    torch.testing.assert_close(call(function, a, backend), wanted)
 
 
 @pytest.mark.parametrize("backend", FAST)
