@@ -9,7 +9,8 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _PACKED = "packed sequences are not read; give one sequence a row"

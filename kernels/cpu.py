@@ -52,8 +52,9 @@ def _mask(mask: Tensor | None) -> np.ndarray:
 
 def _may_grow(delta: Tensor, A: Tensor, delta_softplus: bool, scale: Tensor | None) -> bool:
     """Whether exp(delta A) may exceed 1: a negative A and a positive delta, the model's, never do."""
-    signed = A.numel() and A.max() > 0 or scale is not None and scale.numel() and scale.min() < 0
-    return bool(signed or not delta_softplus and delta.numel() and delta.min() < 0)
+    if (A > 0).any() or (scale is not None and (scale < 0).any()):
+        return True
+    return not delta_softplus and bool((delta < 0).any())
 
 
 def selective_scan(

@@ -47,7 +47,10 @@ def _larger(builder, x, bound):
 
 
 def _exp2(builder, x):
-    """2^x for x <= 0: round to an integer i, polynomial in f = x - i, 2^i from its bits; 0 below 2^-126. NaN: f is NaN."""
+    """2^x for x <= 0: round to an integer i, polynomial in f = x - i, 2^i from its bits; 0 below 2^-126.
+
+    NaN stays NaN: whatever i is, f is NaN.
+    """
     x = _larger(builder, x, -127.0)
     i = builder.fptosi(builder.fsub(x, _splat(0.5)), _IVEC)
     p = _polynomial(builder, builder.fsub(x, builder.sitofp(i, _VEC)), _EXP2)
@@ -99,8 +102,8 @@ def token(
     h_n = 2^(delta' a2_n) h_n + delta' x B_n; y = (sum_n h_n C_n + D x) silu(z). Not seen: delta', x and B are 0 for h.
 
     h, a2: (N, 16) float32, a2 = A log2(e); per_channel: (4, 16) bias, threshold (NaN: none), scale, D; nothing: N
-    zeros; seen, use_softplus, skipping (D is given), gated: bool. The other arrays are any arrays of float32 whose last dimension is side by
-    side, *_at the offset in elements of the first value read.
+    zeros; seen, use_softplus, skipping (D is given), gated: bool. The other arrays are any arrays of float32 whose last
+    dimension is side by side, *_at the offset in elements of the first value read.
     """
     signature = types.void(
         h, a2, per_channel, nothing, x, x_at, delta, delta_at, z, z_at, B, B_at, C, C_at, y, y_at,

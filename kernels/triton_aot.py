@@ -60,7 +60,7 @@ _OTHER = {
     "low": "fp32", "high": "fp32",
 }  # fmt: skip
 _INT32 = re.compile(r"^(s[xdzgBCD]_[btdgh]|L|steps|channels|chunks|chunk_size|heads|shared)$")
-# Tensors and rows start at multiples of 16 bytes and elements; what a kernel does not specialise, and these, are any number.
+# Tensors and rows start at multiples of 16 bytes and elements; these, and what a kernel does not specialise, anywhere.
 _ANY = {"heads", "shared", "low", "high"}
 
 

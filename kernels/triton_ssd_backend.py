@@ -74,8 +74,8 @@ def ssd_scan(
     sizes = products(P, N, x.dtype, not torch.version.hip)
     columns = heads * triton.cdiv(P, sizes["BLOCK_P"])
     chunks = triton.cdiv(steps, CHUNK)
-    x, delta, B, C, z = (dense_rows(t) for t in (x, delta, B, C, z))
-    A, D, delta_bias, index, mask = (dense(t) for t in (A, D, delta_bias, index, mask))
+    x, delta, B, C, z = dense_rows(x), dense_rows(delta), dense_rows(B), dense_rows(C), dense_rows(z)
+    A, D, delta_bias, index, mask = dense(A), dense(D), dense(delta_bias), dense(index), dense(mask)
     threshold, scale, sg_b = per_row(threshold, scale)
     kept, whole, part = torch.empty(3, batch, heads, steps, dtype=torch.float32, device=x.device)
     states = torch.empty(batch, chunks, heads, N, P, dtype=torch.float32, device=x.device)
@@ -84,7 +84,8 @@ def ssd_scan(
         *x.stride()[:3], *delta.stride()[:2], *B.stride()[:3], sg_b, L, steps, heads, heads // groups, chunks,
         *delta_limit, HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus,
         LIMITED=_limited(delta_limit, delta_softplus), HAS_THRESHOLD=threshold is not None,
-        HAS_SCALE=scale is not None, HAS_INDEX=index is not None, HAS_MASK=mask is not None, **states_products(sizes), **STATES_CONFIG, **FUSED,
+        HAS_SCALE=scale is not None, HAS_INDEX=index is not None, HAS_MASK=mask is not None,
+        **states_products(sizes), **STATES_CONFIG, **FUSED,
     )  # fmt: skip
     initial = None if initial_state is None else initial_state.float().contiguous()
     last = torch.empty(batch, heads, P, N, dtype=torch.float32, device=x.device)
@@ -122,8 +123,8 @@ def ssd_step(
     y = torch.empty(batch, heads, P, dtype=x.dtype, device=x.device)
     if not y.numel():
         return y
-    x, delta, B, C, z = (dense_rows(t) for t in (x, delta, B, C, z))
-    A, D, delta_bias = (dense(t) for t in (A, D, delta_bias))
+    x, delta, B, C, z = dense_rows(x), dense_rows(delta), dense_rows(B), dense_rows(C), dense_rows(z)
+    A, D, delta_bias = dense(A), dense(D), dense(delta_bias)
     threshold, scale, sg_b = per_row(threshold, scale)
     sizes = tile(P, N)
     ssd_token[(triton.cdiv(P, sizes["BLOCK_P"]), heads, batch)](

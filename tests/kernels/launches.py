@@ -69,7 +69,11 @@ def mamba2(L: int, H: int, P: int, N: int, options: bool) -> None:
     if options:
         extra = {"D": torch.rand(H, P), "z": torch.rand(1, L, H, P), "delta_bias": torch.rand(H)}
         extra |= {"threshold": torch.rand(H), "scale": torch.rand(1, H), "delta_limit": (0.0, 1.0)}
-    gathered = {"mask": torch.ones(1, L).bool(), "index": torch.arange(L)[None], "initial_state": torch.rand(1, H, P, N)}
+    gathered = {
+        "mask": torch.ones(1, L).bool(),
+        "index": torch.arange(L)[None],
+        "initial_state": torch.rand(1, H, P, N),
+    }
     x, delta, A, B = torch.rand(1, L, H, P), torch.rand(1, L, H), -torch.rand(H), torch.rand(1, L, 1, N)
     ssd_scan(x, delta, A, B, B, **extra, **(gathered if options else {}), backend="triton")
     one = {k: v[:, 0] if k == "z" else v for k, v in extra.items()}
@@ -86,23 +90,23 @@ def main() -> None:
     JITFunction.run = compile_only
     found = {}
 
-    def case(name: str, call: Any) -> None:
+    def case(name: str, call: Any, *arguments: Any) -> None:
         compiled.clear()
-        call()
+        call(*arguments)
         found[name] = list(compiled)
 
     for on in (True, False):
         kind = "all" if on else "bare"
-        case(f"one channel, {kind}", lambda: mamba1(7, 1, 4, on))
-        case(f"one of everything, {kind}", lambda: mamba1(1, 1, 1, on))
-        case(f"one head of one channel, {kind}", lambda: mamba2(1, 1, 1, 1, on))
-    case("strides of 1", lambda: mamba1(3, 5, 4, True, overlapping))
-    case("one head", lambda: mamba2(7, 1, 16, 16, True))
-    case("two chunks of one channel", lambda: mamba1(256, 1, 4, False))
+        case(f"one channel, {kind}", mamba1, 7, 1, 4, on)
+        case(f"one of everything, {kind}", mamba1, 1, 1, 1, on)
+        case(f"one head of one channel, {kind}", mamba2, 1, 1, 1, 1, on)
+    case("strides of 1", mamba1, 3, 5, 4, True, overlapping)
+    case("one head", mamba2, 7, 1, 16, 16, True)
+    case("two chunks of one channel", mamba1, 256, 1, 4, False)
     grid = (torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32), 6, 7, 2.0**36)
-    case("one value", lambda: histogram_triton(torch.zeros(1, 1), *grid))
+    case("one value", histogram_triton, torch.zeros(1, 1), *grid)
     for L in (300, 256, 1, 2, 17, 512, 4096):
-        case(f"{L} tokens", lambda: mamba1(L, 48, 16, True))
+        case(f"{L} tokens", mamba1, L, 48, 16, True)
     print(json.dumps(found))
 
 

@@ -69,8 +69,5 @@ def test_arguments_of_one_compile(launched, kind):
 
 
 def test_one_binary_serves_every_length(launched):
-    assert launched["300 tokens"]
-    assert {name: kernels for name, kernels in launched.items() if name.endswith(" tokens")} == {
-        "300 tokens": launched["300 tokens"],
-        **dict.fromkeys(["256 tokens", "1 tokens", "2 tokens", "17 tokens", "512 tokens", "4096 tokens"], []),
-    }
+    first, *others = (kernels for name, kernels in launched.items() if name.endswith(" tokens"))
+    assert len(first) >= 5 and others == [[]] * 6

@@ -76,7 +76,7 @@ def assert_as_the_reference(function, a, backend, **close):
 
 @st.composite
 def placed(draw, values):
-    """A tensor of other strides: permuted, cut out of a larger one with a step, or expanded from one value a dimension."""
+    """A tensor of other strides: permuted, cut out of a larger one with steps, or expanded from one value."""
     t = values
     if t.dim() > 1:
         order = draw(st.permutations(range(t.dim())))
@@ -205,7 +205,11 @@ def test_smallest_and_empty_shapes(sizes, backend):
     B, L, D, N = sizes
     scan, ssd = scan_inputs(*sizes), ssd_inputs(B, L, D, 1, max(D, 1), N)
     nothing = torch.zeros(B, 0, dtype=torch.int64)
-    cases = [(selective_scan, scan), (selective_scan, {**scan, "index": nothing}), (token_scores, score_inputs(B, L, D))]
+    cases = [
+        (selective_scan, scan),
+        (selective_scan, {**scan, "index": nothing}),
+        (token_scores, score_inputs(B, L, D)),
+    ]
     cases += [(causal_conv1d, conv_inputs(B, L, D, W)) for W in (1, 2, 4)]
     cases += [(ssd_scan, ssd), (ssd_scan, {**ssd, "index": nothing})] if D else []
     if L:
@@ -248,7 +252,7 @@ def test_masks_and_indices_on_another_device(name):
 def test_a_gradient_is_refused(name, argument, backend):
     function, a = every_function()[name]
     a[argument] = a[argument].clone().requires_grad_()
-    with pytest.raises(ValueError, match="no gradient; call it under torch.no_grad|gradient and is updated in place"):
+    with pytest.raises(ValueError, match=r"no gradient; call it under torch.no_grad|gradient and is updated in place"):
         function(**a, backend=backend)
     with torch.no_grad():
         function(**a, backend=backend)
@@ -258,7 +262,7 @@ def test_a_gradient_is_refused(name, argument, backend):
 def test_the_reference_has_gradients(name, argument):
     function, a = every_function()[name]
     if argument == "state":
-        with pytest.raises(ValueError, match="^state requires a gradient and is updated in place"):
+        with pytest.raises(ValueError, match=r"^state requires a gradient and is updated in place"):
             function(**{**a, "state": a["state"].requires_grad_()}, backend="reference")
         return
     if argument != "threshold":
@@ -284,7 +288,7 @@ def test_an_index_outside_or_out_of_order_is_refused(name, rows, backend):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_state_of_another_precision_is_refused(name, backend, dtype):
     function, a = every_function()[name]
-    with pytest.raises(ValueError, match="^state must be torch.float32 beside x in torch.float32, found"):
+    with pytest.raises(ValueError, match=r"^state must be torch.float32 beside x in torch.float32, found"):
         function(**{**a, "state": a["state"].to(dtype)}, backend=backend)
 
 
@@ -312,7 +316,7 @@ def test_keywords_of_other_libraries_are_answered(name):
 
 def test_limits_of_delta_are_an_interval():
     for limit in ((2.0, 1.0), (NAN, 1.0)):
-        with pytest.raises(ValueError, match="^delta_limit must be"):
+        with pytest.raises(ValueError, match=r"^delta_limit must be"):
             ssd_scan(**every_function()["ssd_scan"][1], delta_limit=limit)
 
 
