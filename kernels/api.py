@@ -136,7 +136,7 @@ def causal_conv1d(
     initial_state: (B, D, W-1), the inputs before x, oldest first; None = zeros
     mask: (B, L) bool; the convolution sees 0 where False (left padding)
 
-    Returns y (B, L, D) and the last W-1 inputs (B, D, W-1), in the dtype of x. Raises ValueError as selective_scan does.
+    Returns y (B, L, D) and the last W-1 inputs (B, D, W-1) in its dtype. Raises ValueError as selective_scan.
     """
     given = floats(x=x, weight=weight, bias=bias, initial_state=initial_state)
     if x.dim() != 3:
