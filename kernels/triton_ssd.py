@@ -192,7 +192,9 @@ def ssd_outputs(
         b_part = tl.load(part + row + o_j, mask=m_j, other=0.0)
         b_delta = tl.load(kept + row + o_j, mask=m_j, other=0.0)
         b_gap = (s_whole[:, None] - b_whole[None, :]) + (s_part[:, None] - b_part[None, :])
-        b_S = tl.where(o_k[:, None] >= o_j[None, :], b_S * (tl.exp2(b_gap) * b_delta[None, :]), 0.0)
+        m_past = (o_k[:, None] >= o_j[None, :]) & m_k[:, None]
+        b_S *= tl.exp2(tl.where(m_past, b_gap, 0.0)) * b_delta[None, :]
+        b_S = tl.where(m_past, b_S, 0.0)  # last, so that a later token's NaN stays out
         b_x = tl.load(x + o_u[:, None] * sx_t + o_p[None, :], mask=m_u[:, None] & m_p[None, :], other=0.0)
         b_y += tl.dot(b_S.to(dtype), b_x, input_precision=PRECISION)
     m_tp = m_t[:, None] & m_p[None, :]
