@@ -1,22 +1,20 @@
-"""The four functions of the package: arguments checked once, then handed to a backend.
+"""Mamba-1's functions and the two that both families share: arguments checked once, then handed to a backend.
+
+Any mixture of the four floating-point dtypes is taken. x (in token_scores delta) decides: what goes with float64 is
+computed in float64, all else in float32.
 
 B batch   L tokens   K gathered tokens   D channels (d_inner)   N states   W conv width
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from .arguments import floats, positions, public, shape, state_of, tokens_seen
 from .dispatch import module
 
 
-def _expect(name: str, t: Tensor | None, *shapes: tuple[int, ...]) -> None:
-    if t is not None and tuple(t.shape) not in shapes:
-        wanted = " or ".join(str(s) for s in shapes)
-        raise ValueError(f"{name} has shape {tuple(t.shape)}, expected {wanted}")
-
-
+@public
 def selective_scan(
     x: Tensor,
     delta: Tensor,
@@ -45,42 +43,41 @@ def selective_scan(
     x, delta, z: (B, L, D) float16, bfloat16, float32 or float64; any strides
     A: (D, N), negative; B, C: (B, L, N); D, delta_bias: (D,)
     threshold, scale: (D,) or (B, D) float32; None: no filter, factor 1
-    index: (B, K) int64, ascending: only these positions are scanned; -1 = absent (state untouched, y = 0)
-    mask: (B, L) bool; False = delta 0
+    index: (B, K) int64, ascending: only these positions are scanned; -1, anywhere, = absent (state untouched, y = 0)
+    mask: (B, L) bool; False = delta 0, and the state untouched whatever x and B hold
     initial_state: (B, D, N); None = zeros
 
     Returns y (B, L or K, D) in the dtype of x, and the last state (B, D, N) float32 (float64 for float64 inputs).
-    Raises ValueError on shapes or dtypes that do not fit, and for an unknown backend.
+    Raises ValueError on shapes, dtypes or devices that do not fit, an index out of range, an unknown backend, and where
+    a gradient is asked of a backend other than the reference.
     """
-    if x.dim() != 3 or not x.is_floating_point():
-        raise ValueError(f"x must be (B, L, D) floating point, found {tuple(x.shape)} {x.dtype}")
+    given = floats(
+        x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, threshold=threshold, scale=scale,
+        initial_state=initial_state,
+    )  # fmt: skip
+    if x.dim() != 3:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, L, D)")
     batch, L, channels = x.shape
-    _expect("delta", delta, (batch, L, channels))
-    if A.dim() != 2 or A.shape[0] != channels:
-        raise ValueError(f"A has shape {tuple(A.shape)}, expected ({channels}, N)")
+    shape("delta", delta, (batch, L, channels))
+    if A.dim() != 2 or A.shape[0] != channels or not A.shape[1]:
+        raise ValueError(f"A has shape {tuple(A.shape)}, expected ({channels}, N) with N >= 1")
     N = A.shape[1]
-    _expect("B", B, (batch, L, N))
-    _expect("C", C, (batch, L, N))
-    _expect("D", D, (channels,))
-    _expect("z", z, (batch, L, channels))
-    _expect("delta_bias", delta_bias, (channels,))
-    _expect("threshold", threshold, (channels,), (batch, channels))
-    _expect("scale", scale, (channels,), (batch, channels))
-    _expect("mask", mask, (batch, L))
-    _expect("initial_state", initial_state, (batch, channels, N))
-    if index is not None and (index.dim() != 2 or index.shape[0] != batch or index.dtype != torch.int64):
-        raise ValueError(f"index must be ({batch}, K) int64, found {tuple(index.shape)} {index.dtype}")
-    _expect_bool(mask)
-    return module(backend, x).selective_scan(
+    shape("B", B, (batch, L, N))
+    shape("C", C, (batch, L, N))
+    shape("D", D, (channels,))
+    shape("z", z, (batch, L, channels))
+    shape("delta_bias", delta_bias, (channels,))
+    shape("threshold", threshold, (channels,), (batch, channels))
+    shape("scale", scale, (channels,), (batch, channels))
+    shape("initial_state", initial_state, (batch, channels, N))
+    tokens_seen(mask, "x", x)
+    positions(index, x)
+    return module(backend, given).selective_scan(
         x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, index, mask, initial_state
     )
 
 
-def _expect_bool(mask: Tensor | None) -> None:
-    if mask is not None and mask.dtype != torch.bool:
-        raise ValueError(f"mask must be bool, found {mask.dtype}; use mask.bool()")
-
-
+@public
 def selective_step(
     state: Tensor,
     x: Tensor,
@@ -102,25 +99,28 @@ def selective_step(
     state: (B, D, N) float32 (float64 for float64 models), contiguous, updated in place
     x, delta, z: (B, D); A: (D, N); B, C: (B, N); D, delta_bias: (D,); threshold, scale: (D,) or (B, D)
 
-    Returns y (B, D) in the dtype of x. Raises ValueError on shapes that do not fit.
+    Returns y (B, D) in the dtype of x. Raises ValueError as selective_scan does, and if state requires a gradient.
     """
+    given = floats(
+        state=state, x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, threshold=threshold, scale=scale
+    )
+    state_of(x, state, "B, D, N")
     batch, channels, N = state.shape
     for name, t in (("x", x), ("delta", delta), ("z", z)):
-        _expect(name, t, (batch, channels))
-    _expect("A", A, (channels, N))
+        shape(name, t, (batch, channels))
+    shape("A", A, (channels, N))
     for name, t in (("B", B), ("C", C)):
-        _expect(name, t, (batch, N))
+        shape(name, t, (batch, N))
     for name, t in (("D", D), ("delta_bias", delta_bias)):
-        _expect(name, t, (channels,))
+        shape(name, t, (channels,))
     for name, t in (("threshold", threshold), ("scale", scale)):
-        _expect(name, t, (channels,), (batch, channels))
-    if not state.is_contiguous():
-        raise ValueError("state must be contiguous: it is updated in place")
-    return module(backend, state).selective_step(
+        shape(name, t, (channels,), (batch, channels))
+    return module(backend, given).selective_step(
         state, x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale
     )
 
 
+@public
 def causal_conv1d(
     x: Tensor,
     weight: Tensor,
@@ -136,20 +136,21 @@ def causal_conv1d(
     initial_state: (B, D, W-1), the inputs before x, oldest first; None = zeros
     mask: (B, L) bool; the convolution sees 0 where False (left padding)
 
-    Returns y (B, L, D) in the dtype of x and the last W-1 inputs (B, D, W-1). Raises ValueError on wrong shapes.
+    Returns y (B, L, D) and the last W-1 inputs (B, D, W-1) in its dtype. Raises ValueError as selective_scan.
     """
+    given = floats(x=x, weight=weight, bias=bias, initial_state=initial_state)
     if x.dim() != 3:
-        raise ValueError(f"x must be (B, L, D), found {tuple(x.shape)}")
-    batch, L, channels = x.shape
-    if weight.dim() != 2 or weight.shape[0] != channels:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected ({channels}, W)")
-    _expect("bias", bias, (channels,))
-    _expect("initial_state", initial_state, (batch, channels, weight.shape[1] - 1))
-    _expect("mask", mask, (batch, L))
-    _expect_bool(mask)
-    return module(backend, x).causal_conv1d(x, weight, bias, initial_state, mask)
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, L, D)")
+    batch, _, channels = x.shape
+    if weight.dim() != 2 or weight.shape[0] != channels or not weight.shape[1]:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected ({channels}, W) with W >= 1")
+    shape("bias", bias, (channels,))
+    shape("initial_state", initial_state, (batch, channels, weight.shape[1] - 1))
+    tokens_seen(mask, "x", x)
+    return module(backend, given).causal_conv1d(x, weight, bias, initial_state, mask)
 
 
+@public
 def token_scores(
     delta: Tensor,
     delta_bias: Tensor | None = None,
@@ -164,12 +165,12 @@ def token_scores(
     delta: (B, L, D), scored after bias and softplus; mask: (B, L), False scores 0
     delta_bias, weight: (D,); weight None = 1, the published L2 norm
 
-    Returns (B, L) float32. Raises ValueError on wrong shapes.
+    Returns (B, L) float32. Raises ValueError as selective_scan.
     """
+    given = floats(delta=delta, delta_bias=delta_bias, weight=weight)
     if delta.dim() != 3:
-        raise ValueError(f"delta must be (B, L, D), found {tuple(delta.shape)}")
+        raise ValueError(f"delta has shape {tuple(delta.shape)}, expected (B, L, D)")
     for name, t in (("delta_bias", delta_bias), ("weight", weight)):
-        _expect(name, t, (delta.shape[2],))
-    _expect("mask", mask, tuple(delta.shape[:2]))
-    _expect_bool(mask)
-    return module(backend, delta).token_scores(delta, delta_bias, delta_softplus, mask, weight)
+        shape(name, t, (delta.shape[2],))
+    tokens_seen(mask, "delta", delta)
+    return module(backend, given).token_scores(delta, delta_bias, delta_softplus, mask, weight)

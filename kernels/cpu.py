@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import cpu_scan
+from . import cpu_scan, reference
 
 # numba's default threading layer is not safe to enter from several Python threads at once.
 _one_at_a_time = threading.Lock()
@@ -27,6 +27,7 @@ def _rows_of_vectors(t: Tensor | None, pad: int = 0) -> np.ndarray:
     """(B, L, F) with its last dimension side by side and padded: a view of the model's own tensors, else a copy."""
     if t is None:
         return np.empty((0, 0, 0), np.float32)
+    t = t.float()  # first, as a converted copy may lie in another order
     if pad:
         return _array(F.pad(t, (0, pad)))
     return _array(t if t.stride(-1) == 1 else t.contiguous())
@@ -49,6 +50,13 @@ def _mask(mask: Tensor | None) -> np.ndarray:
     return array
 
 
+def _may_grow(delta: Tensor, A: Tensor, delta_softplus: bool, scale: Tensor | None) -> bool:
+    """Whether exp(delta A) may exceed 1: a negative A and a positive delta, the model's, never do."""
+    if (A > 0).any() or (scale is not None and (scale < 0).any()):
+        return True
+    return not delta_softplus and bool((delta < 0).any())
+
+
 def selective_scan(
     x: Tensor,
     delta: Tensor,
@@ -66,6 +74,10 @@ def selective_scan(
     initial_state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See longscan.kernels.selective_scan."""
+    if _may_grow(delta, A, delta_softplus, scale):  # the loops below know 2^x for x <= 0 only
+        return reference.selective_scan(
+            x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, index, mask, initial_state
+        )
     batch, L, channels = x.shape
     steps = L if index is None else index.shape[1]
     pad = -channels % cpu_scan.LANES  # real models have none

@@ -8,6 +8,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 _f, _i = np.float32, np.int32
+# All of LLVM's fast-math flags but nnan and ninf: with those a NaN or an infinity may come out as any number.
+FAST = {"nsz", "arcp", "contract", "afn", "reassoc"}
 LOG2E = _f(1.4426950408889634)
 LN2 = _f(0.6931471805599453)
 
@@ -22,10 +24,13 @@ def as_float(context, bits):
     return types.float32(types.int32), codegen
 
 
-@njit(inline="always", fastmath=True)
+@njit(inline="always", fastmath=FAST)
 def exp2_negative(x):
-    """2^x for x <= 0 (0 below 2^-126), relative error 1e-7: round to an integer, polynomial on [-0.5, 0.5]."""
-    clamped = max(x, _f(-126.0))
+    """2^x for x <= 0, relative error 1e-7: round to an integer i, polynomial on [-0.5, 0.5], 2^i from its bits.
+
+    0 below 2^-126. NaN stays NaN: max returns its first argument then, and whatever i is, f is NaN.
+    """
+    clamped = max(x, _f(-127.0))
     i = _i(clamped - _f(0.5))
     f = clamped - _f(i)
     p = _f(1.5252734e-5)
@@ -39,7 +44,7 @@ def exp2_negative(x):
     return p * as_float((i + _i(127)) << _i(23))
 
 
-@njit(inline="always", fastmath=True)
+@njit(inline="always", fastmath=FAST)
 def log1p_unit(u):
     """log(1 + u) for 0 <= u <= 1: s = u / (2 + u), the odd series of 2 atanh(s), |s| <= 1/3."""
     s = u / (_f(2.0) + u)
@@ -55,13 +60,13 @@ def log1p_unit(u):
     return _f(2.0) * s * p
 
 
-@njit(inline="always", fastmath=True)
+@njit(inline="always", fastmath=FAST)
 def softplus(x):
     """log(1 + e^x) = max(x, 0) + log1p(e^-|x|)."""
     return max(x, _f(0.0)) + log1p_unit(exp2_negative(-abs(x) * LOG2E))
 
 
-@njit(inline="always", fastmath=True)
+@njit(inline="always", fastmath=FAST)
 def silu(x):
     """x / (1 + e^-x), from e^-|x| so that nothing overflows."""
     e = exp2_negative(-abs(x) * LOG2E)

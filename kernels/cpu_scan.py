@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from .cpu_math import LOG2E, exp2_negative, silu, softplus
+from .cpu_math import FAST, LOG2E, exp2_negative, silu, softplus
 from .cpu_vector import LANES, token
 
 # Written out so that each loop is compiled once, whatever views it is given ("::1" is contiguous, ":" any strides),
@@ -26,7 +26,7 @@ _CONV = "void(f4[:,:,:], f4[:,::1], f4[::1], f4[:,:,::1], b1[:,:], f4[:,:,::1])"
 _SCORES = "void(f4[:,:,::1], f4[::1], b1, b1[:,:], f4[::1], f4[:,::1])"
 
 
-@njit(_SCAN, parallel=True, fastmath=True, cache=True, error_model="numpy", nogil=True)
+@njit(_SCAN, parallel=True, fastmath=FAST, cache=True, error_model="numpy", nogil=True)
 def scan(x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, index, mask, y, state):
     """All float32 but index (B, K) int64 and mask (B, L) bool; absent options are arrays of size 0.
 
@@ -42,13 +42,15 @@ def scan(x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, index, m
         b, d0 = job // blocks, (job % blocks) * LANES
         h = np.empty((N, LANES), np.float32)
         a2 = np.empty((N, LANES), np.float32)
-        per_channel = np.zeros((4, LANES), np.float32)  # bias, threshold, scale, D
+        nothing = np.zeros(N, np.float32)
+        per_channel = np.zeros((4, LANES), np.float32)  # bias, threshold (NaN: none), scale, D
         for c in range(LANES):
+            spoilt = threshold.size > 0 and np.isnan(threshold[b, d0 + c])
             for n in range(N):
                 h[n, c] = state[b, d0 + c, n]
-                a2[n, c] = A[d0 + c, n] * LOG2E
+                a2[n, c] = np.float32(np.nan) if spoilt else A[d0 + c, n] * LOG2E
             per_channel[0, c] = bias[d0 + c] if bias.size else np.float32(0.0)
-            per_channel[1, c] = threshold[b, d0 + c] if threshold.size else np.float32(-np.inf)
+            per_channel[1, c] = threshold[b, d0 + c] if threshold.size else np.float32(np.nan)
             per_channel[2, c] = scale[b, d0 + c] if scale.size else np.float32(1.0)
             per_channel[3, c] = D[d0 + c] if D.size else np.float32(0.0)
         for step in range(steps):
@@ -57,23 +59,23 @@ def scan(x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, index, m
                 for c in range(LANES):
                     y[b, step, d0 + c] = np.float32(0.0)
                 continue
-            seen = np.float32(0.0) if masked and not mask[b, t] else np.float32(1.0)
+            seen = not masked or mask[b, t]
             token(
-                h, a2, per_channel,
+                h, a2, per_channel, nothing,
                 x, (b * x.strides[0] + t * x.strides[1]) // 4 + d0,
                 delta, (b * delta.strides[0] + t * delta.strides[1]) // 4 + d0,
                 z, (b * z.strides[0] + t * z.strides[1]) // 4 + d0 if gated else 0,
                 B, (b * B.strides[0] + t * B.strides[1]) // 4,
                 C, (b * C.strides[0] + t * C.strides[1]) // 4,
                 y, (b * steps + step) * channels + d0,
-                seen, use_softplus, gated,
+                seen, use_softplus, D.size > 0, gated,
             )  # fmt: skip
         for c in range(LANES):
             for n in range(N):
                 state[b, d0 + c, n] = h[n, c]
 
 
-@njit(_STEP, fastmath=True, cache=True, error_model="numpy", nogil=True)
+@njit(_STEP, fastmath=FAST, cache=True, error_model="numpy", nogil=True)
 def step(state, x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, y):
     """One token: state (B, D, N) in place, x, delta, z (B, D), B, C (B, N); absent options have size 0."""
     rows, channels = x.shape
@@ -88,15 +90,18 @@ def step(state, x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, y
                 v[d] = softplus(v[d])
         if threshold.size:
             for d in range(channels):
-                v[d] = v[d] if v[d] > threshold[b, d] else np.float32(0.0)
-        if scale.size:
+                g = threshold[b, d]
+                dropped = np.float32(0.0) if v[d] <= g else v[d] + g  # neither <= nor >: one of them is NaN
+                kept = v[d] * scale[b, d] if scale.size else v[d]
+                v[d] = kept if v[d] > g else dropped
+        elif scale.size:
             for d in range(channels):
                 v[d] *= scale[b, d]
         for d in range(channels):
             dx = v[d] * x[b, d]
             out = np.float32(0.0)
             for n in range(N):
-                decay[n] = exp2_negative(v[d] * A[d, n] * LOG2E)
+                decay[n] = exp2_negative(min(v[d] * A[d, n] * LOG2E, np.float32(129.0)))  # infinity from there
             for n in range(N):
                 h = decay[n] * state[b, d, n] + dx * B[b, n]
                 state[b, d, n] = h
@@ -110,7 +115,7 @@ def step(state, x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, y
                 y[b, d] *= silu(z[b, d])
 
 
-@njit(_CONV, parallel=True, fastmath=True, cache=True, error_model="numpy", nogil=True)
+@njit(_CONV, parallel=True, fastmath=FAST, cache=True, error_model="numpy", nogil=True)
 def conv(x, taps, bias, before, mask, y):
     """silu of the causal depthwise convolution. x, y (B, L, D); taps (W, D); before (B, W-1, D), the last inputs."""
     rows, L, channels = x.shape
@@ -132,11 +137,14 @@ def conv(x, taps, bias, before, mask, y):
                 elif not masked or mask[b, s]:
                     for d in range(channels):
                         acc[d] += taps[k, d] * x[b, s, d]
+                else:
+                    for d in range(channels):
+                        acc[d] += taps[k, d] * np.float32(0.0)  # NaN if the weight is
             for d in range(channels):
                 y[b, t, d] = silu(acc[d])
 
 
-@njit(_SCORES, parallel=True, fastmath=True, cache=True, error_model="numpy", nogil=True)
+@njit(_SCORES, parallel=True, fastmath=FAST, cache=True, error_model="numpy", nogil=True)
 def scores(delta, bias, use_softplus, mask, weight, out):
     """out (B, L) = sqrt(sum_d weight_d delta_d^2)."""
     rows, L, channels = delta.shape

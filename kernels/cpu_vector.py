@@ -41,17 +41,25 @@ def _polynomial(builder, x, coefficients):
     return p
 
 
+def _larger(builder, x, bound):
+    """max(x, bound) in one instruction; NaN stays NaN, where llvm.maxnum would drop it."""
+    return builder.select(builder.fcmp_ordered("<", x, _splat(bound)), _splat(bound), x)
+
+
 def _exp2(builder, x):
-    """2^x for x <= 0: round to an integer i, polynomial in f = x - i, exponent bits from i."""
-    x = _call(builder, "maxnum", x, _splat(-126.0))
+    """2^x for x <= 0: round to an integer i, polynomial in f = x - i, 2^i from its bits; 0 below 2^-126.
+
+    NaN stays NaN: whatever i is, f is NaN.
+    """
+    x = _larger(builder, x, -127.0)
     i = builder.fptosi(builder.fsub(x, _splat(0.5)), _IVEC)
     p = _polynomial(builder, builder.fsub(x, builder.sitofp(i, _VEC)), _EXP2)
-    # Adding i to the exponent field multiplies by 2^i; p lies in [0.7, 1.42] and i >= -126, so it cannot underflow
-    # further than to the smallest normal numbers.
-    exponent = builder.shl(i, ir.Constant(_IVEC, [ir.Constant(_I32, 23)] * LANES))
-    scaled = builder.bitcast(builder.add(builder.bitcast(p, _IVEC), exponent), _VEC)
-    tiny = builder.fcmp_ordered("<=", x, _splat(-125.0))
-    return builder.select(tiny, _splat(0.0), scaled)
+
+    def integers(value):
+        return ir.Constant(_IVEC, [ir.Constant(_I32, value)] * LANES)
+
+    power = builder.shl(builder.add(i, integers(127)), integers(23))
+    return builder.fmul(p, builder.bitcast(power, _VEC))
 
 
 def _exp_minus_abs(builder, x):
@@ -61,17 +69,22 @@ def _exp_minus_abs(builder, x):
 def _softplus(builder, x):
     """max(x, 0) + log1p(e^-|x|)."""
     u = _exp_minus_abs(builder, x)
-    s = builder.fdiv(u, builder.fadd(u, _splat(2.0)))
+    s = _divide(builder, u, builder.fadd(u, _splat(2.0)))
     series = _polynomial(builder, builder.fmul(s, s), _ATANH)
     log1p = builder.fmul(builder.fadd(s, s), series)
-    return builder.fadd(_call(builder, "maxnum", x, _splat(0.0)), log1p)
+    return builder.fadd(_larger(builder, x, 0.0), log1p)
 
 
 def _silu(builder, x):
     """x / (1 + e^-x), from e^-|x| so that nothing overflows."""
     e = _exp_minus_abs(builder, x)
-    top = builder.select(builder.fcmp_ordered(">=", x, _splat(0.0)), x, builder.fmul(x, e))
-    return builder.fdiv(top, builder.fadd(e, _splat(1.0)))
+    top = builder.select(builder.fcmp_ordered(">=", x, _splat(0.0)), _splat(1.0), e)
+    return builder.fmul(x, _divide(builder, top, builder.fadd(e, _splat(1.0))))
+
+
+def _divide(builder, top, bottom):
+    """top / bottom, neither infinite: promising that, LLVM takes a reciprocal and a Newton step. NaN stays NaN."""
+    return builder.fdiv(top, bottom, flags=("ninf", "nsz", "arcp", "contract", "afn", "reassoc"))
 
 
 def _broadcast(builder, value):
@@ -82,21 +95,29 @@ def _broadcast(builder, value):
 
 @intrinsic
 def token(
-    context, h, a2, per_channel, x, x_at, delta, delta_at, z, z_at, B, B_at, C, C_at, y, y_at, seen, use_softplus, gated
-):
-    """One token, sixteen channels: delta' = scale softplus(delta + bias) seen where > threshold, else 0;
-    h_n = 2^(delta' a2_n) h_n + delta' x B_n; y = (sum_n h_n C_n + D x) silu(z).
+    context, h, a2, per_channel, nothing, x, x_at, delta, delta_at, z, z_at, B, B_at, C, C_at, y, y_at,
+    seen, use_softplus, skipping, gated,
+):  # fmt: skip
+    """One token, sixteen channels: delta' = 0 where softplus(delta + bias) <= threshold, else scale times it;
+    h_n = 2^(delta' a2_n) h_n + delta' x B_n; y = (sum_n h_n C_n + D x) silu(z). Not seen: delta', x and B are 0 for h.
 
-    h, a2: (N, 16) float32, a2 = A log2(e); per_channel: (4, 16) bias, threshold, scale, D. The other arrays are
-    any arrays of float32 whose last dimension is side by side, *_at the offset in elements of the first value read.
+    h, a2: (N, 16) float32, a2 = A log2(e); per_channel: (4, 16) bias, threshold (NaN: none), scale, D; nothing: N
+    zeros; seen, use_softplus, skipping (D is given), gated: bool. The other arrays are any arrays of float32 whose last
+    dimension is side by side, *_at the offset in elements of the first value read.
     """
     signature = types.void(
-        h, a2, per_channel, x, x_at, delta, delta_at, z, z_at, B, B_at, C, C_at, y, y_at, seen, use_softplus, gated
-    )
+        h, a2, per_channel, nothing, x, x_at, delta, delta_at, z, z_at, B, B_at, C, C_at, y, y_at,
+        seen, use_softplus, skipping, gated,
+    )  # fmt: skip
 
     def codegen(context, builder, signature, args):
         def array(k):
             return context.make_array(signature.args[k])(context, builder, args[k])
+
+        states, decays, constants, nothing = array(0), array(1).data, array(2).data, array(3).data
+        x, delta, z, B, C, y = (array(k).data for k in range(4, 16, 2))
+        x_at, delta_at, z_at, B_at, C_at, y_at = args[5:16:2]
+        seen, use_softplus, skipping, gated = args[16:]
 
         def vector(pointer, offset):
             return builder.bitcast(builder.gep(pointer, [offset], source_etype=_F32), _VEC.as_pointer())
@@ -104,39 +125,42 @@ def token(
         def load(pointer, offset):
             return builder.load(vector(pointer, offset), align=4, typ=_VEC)
 
+        def scalar(pointer, offset):
+            return builder.load(builder.gep(pointer, [offset], source_etype=_F32), typ=_F32)
+
         def row(k):
             return ir.Constant(ir.IntType(64), k * LANES)
 
-        constants = array(2).data
         bias, threshold, scale, skip = (load(constants, row(k)) for k in range(4))
-        x_value = load(array(3).data, args[4])
-        raw = builder.fadd(load(array(5).data, args[6]), bias)
-        positive = builder.select(args[16], _softplus(builder, raw), raw)
-        kept = builder.fmul(builder.fmul(positive, scale), _broadcast(builder, args[15]))
-        step = builder.select(builder.fcmp_ordered(">", positive, threshold), kept, _splat(0.0))
-        driven = builder.fmul(step, x_value)
+        x_value = load(x, x_at)
+        raw = builder.fadd(load(delta, delta_at), bias)
+        positive = builder.select(use_softplus, _softplus(builder, raw), raw)
+        dropped = builder.fcmp_ordered("<=", positive, threshold)
+        step = builder.select(dropped, _splat(0.0), builder.fmul(positive, scale))
+        step = builder.select(seen, step, _splat(0.0))
+        driven = builder.select(seen, builder.fmul(step, x_value), _splat(0.0))
+        B = builder.select(seen, builder.gep(B, [B_at], source_etype=_F32), nothing)
 
-        states, decays, B_data, C_data = array(0), array(1).data, array(9).data, array(11).data
-        total = cgutils.alloca_once_value(builder, builder.fmul(skip, x_value))
+        skipped = builder.select(skipping, builder.fmul(skip, x_value), _splat(0.0))
+        total = cgutils.alloca_once_value(builder, skipped)
         count = cgutils.unpack_tuple(builder, states.shape, 2)[0]
         with cgutils.for_range(builder, count) as loop:
             n = loop.index
             offset = builder.mul(n, ir.Constant(n.type, LANES))
             decay = _exp2(builder, builder.fmul(step, load(decays, offset)))
-            b = builder.load(builder.gep(B_data, [builder.add(args[10], n)], source_etype=_F32), typ=_F32)
-            c = builder.load(builder.gep(C_data, [builder.add(args[12], n)], source_etype=_F32), typ=_F32)
-            driven_b = builder.fmul(driven, _broadcast(builder, b))
+            c = scalar(C, builder.add(C_at, n))
+            driven_b = builder.fmul(driven, _broadcast(builder, scalar(B, n)))
             state = _call(builder, "fma", decay, load(states.data, offset), driven_b)
             builder.store(state, vector(states.data, offset), align=4)
             so_far = builder.load(total, typ=_VEC)
             builder.store(_call(builder, "fma", state, _broadcast(builder, c), so_far), total)
         out = builder.load(total, typ=_VEC)
-        with builder.if_else(args[17]) as (then, otherwise):
+        with builder.if_else(gated) as (then, otherwise):
             with then:
-                gate = _silu(builder, load(array(7).data, args[8]))
-                builder.store(builder.fmul(out, gate), vector(array(13).data, args[14]), align=4)
+                gate = _silu(builder, load(z, z_at))
+                builder.store(builder.fmul(out, gate), vector(y, y_at), align=4)
             with otherwise:
-                builder.store(out, vector(array(13).data, args[14]), align=4)
+                builder.store(out, vector(y, y_at), align=4)
         return context.get_dummy_value()
 
     return signature, codegen

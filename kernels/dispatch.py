@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from types import ModuleType
@@ -14,17 +15,21 @@ BACKENDS = ("reference", "cpu", "triton")
 _log = logging.getLogger("longscan.kernels")
 
 
-def module(backend: str, tensor: Tensor) -> ModuleType:
-    """The module of a backend ("auto": by the tensor's device and dtype). Raises ValueError or ImportError."""
-    return _import(_resolve(backend, tensor))
+def module(backend: str, given: Sequence[Tensor]) -> ModuleType:
+    """The module of a backend for these inputs ("auto": by the first one's device and dtype).
+
+    Raises ValueError if it cannot take them, ImportError if what it needs is not installed.
+    """
+    return _import(_resolve(backend, given))
 
 
-def ssd_module(backend: str, tensor: Tensor) -> ModuleType:
+def ssd_module(backend: str, given: Sequence[Tensor]) -> ModuleType:
     """The same for Mamba-2's scan."""
-    return _import_ssd(_resolve(backend, tensor))
+    return _import_ssd(_resolve(backend, given))
 
 
-def _resolve(backend: str, tensor: Tensor) -> str:
+def _resolve(backend: str, given: Sequence[Tensor]) -> str:
+    tensor = given[0]
     if backend == "auto":
         backend, why = _choose(tensor.device.type, tensor.dtype)
         _note(backend, why)
@@ -32,6 +37,12 @@ def _resolve(backend: str, tensor: Tensor) -> str:
         raise ValueError(f"unknown backend {backend!r}; use auto, {', '.join(BACKENDS)}")
     if backend == "cpu" and (tensor.device.type != "cpu" or tensor.dtype == torch.float64):
         raise ValueError(f"the cpu backend takes float32 tensors on the CPU, found {tensor.dtype} on {tensor.device}")
+    if backend == "triton" and tensor.dtype == torch.float64:
+        raise ValueError("the triton backend computes in float32, found float64; use backend='reference'")
+    if backend != "reference" and torch.is_grad_enabled() and any(t.requires_grad for t in given):
+        raise ValueError(
+            f"the {backend} backend has no gradient; call it under torch.no_grad(), or use backend='reference'"
+        )
     return backend
 
 

@@ -3,7 +3,7 @@
 B batch   L tokens   K gathered tokens   D channels   N states   W conv width
 
 delta_t = softplus(delta_t + bias)                      (B, D)
-delta_t = scale delta_t where delta_t > threshold, else 0        (filter)
+delta_t = scale delta_t where delta_t > threshold, else 0        (filter; NaN stays NaN)
 h_t     = exp(delta_t A) h_{t-1} + delta_t x_t B_t      (B, D, N)
 y_t     = (h_t . C_t + D x_t) silu(z_t)                 (B, D)
 """
@@ -32,13 +32,22 @@ def effective_delta(
     if scale is not None:
         kept = delta * _rows(scale, delta)
     if threshold is not None:
-        kept = torch.where(delta > _rows(threshold, delta), kept, 0.0)
+        g = _rows(threshold, delta)
+        kept = torch.where(delta > g, kept, torch.where(delta <= g, 0.0, torch.nan))  # neither: one of them is NaN
     return kept if mask is None else torch.where(mask[:, :, None], kept, 0.0)
 
 
 def _rows(per_channel: Tensor, delta: Tensor) -> Tensor:
     """(D,) or (B, D) -> broadcastable to (B, L, D)."""
     return (per_channel if per_channel.dim() == 1 else per_channel[:, None]).to(delta.dtype)
+
+
+def unseen_as_zero(added: Tensor, B: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What a scan adds to the state, (B, L, ...), with zeros where mask (B, L) is False: 0 times NaN is NaN."""
+    if mask is None:
+        return added, B
+    seen = [mask.reshape(*mask.shape, *[1] * (t.dim() - 2)) for t in (added, B)]
+    return torch.where(seen[0], added, 0.0), torch.where(seen[1], B, 0.0)
 
 
 def gather(t: Tensor, index: Tensor) -> Tensor:
@@ -72,11 +81,12 @@ def selective_scan(
         z = None if z is None else gather(z, index)
     x, delta, A, B, C = (t.to(dtype) for t in (x, delta, A, B, C))
     delta = effective_delta(delta, delta_bias, delta_softplus, threshold, scale, mask)
+    added, B = unseen_as_zero(delta * x, B, mask)
     h = x.new_zeros(x.shape[0], x.shape[2], A.shape[1]) if initial_state is None else initial_state.to(dtype)
     ys = []
     for t in range(x.shape[1]):
         a = torch.exp(delta[:, t, :, None] * A)
-        h = a * h + (delta[:, t] * x[:, t])[:, :, None] * B[:, t, None, :]
+        h = a * h + added[:, t, :, None] * B[:, t, None, :]
         ys.append((h * C[:, t, None, :]).sum(-1))
     y = torch.stack(ys, 1) if ys else torch.zeros_like(x)
     y = y if D is None else y + D.to(dtype) * x
@@ -134,6 +144,7 @@ def token_scores(
 ) -> Tensor:
     """sqrt(sum_d weight_d delta_d^2); see longscan.kernels.token_scores."""
     delta = delta.to(torch.promote_types(delta.dtype, torch.float32))
-    delta = effective_delta(delta, delta_bias, delta_softplus, None, None, mask)
+    delta = effective_delta(delta, delta_bias, delta_softplus, None, None, None)
     square = delta.square() if weight is None else delta.square() * weight.to(delta.dtype)
-    return square.sum(-1).sqrt().float()
+    score = square.sum(-1).sqrt().float()
+    return score if mask is None else torch.where(mask, score, 0.0)

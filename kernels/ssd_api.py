@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
-from .api import _expect, _expect_bool
+from .arguments import floats, limits, positions, public, shape, state_of, tokens_seen
 from .dispatch import ssd_module
 
 
+@public
 def ssd_scan(
     x: Tensor,
     delta: Tensor,
@@ -43,39 +43,45 @@ def ssd_scan(
     x, z: (B, L, H, P), delta: (B, L, H), float16, bfloat16, float32 or float64; any strides
     A: (H,), negative; B, C: (B, L, G, N), H a multiple of G; D: (H,) or (H, P); delta_bias: (H,)
     threshold, scale: (H,) or (B, H) float32; None: no filter, factor 1
-    index: (B, K) int64, ascending: only these positions are scanned; -1 = absent (state untouched, y = 0)
-    mask: (B, L) bool; False = delta 0
+    index: (B, K) int64, ascending: only these positions are scanned; -1, anywhere, = absent (state untouched, y = 0)
+    mask: (B, L) bool; False = delta 0, and the state untouched whatever x and B hold
     initial_state: (B, H, P, N); None = zeros
     delta_limit: the model's time_step_limit, applied before the filter
 
     Returns y (B, L or K, H, P) in the dtype of x, and the last state (B, H, P, N) float32 (float64 for float64 inputs).
-    Raises ValueError on shapes or dtypes that do not fit, and for an unknown backend.
+    Raises ValueError as selective_scan does.
     """
-    if x.dim() != 4 or not x.is_floating_point():
-        raise ValueError(f"x must be (B, L, H, P) floating point, found {tuple(x.shape)} {x.dtype}")
+    given = floats(
+        x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, threshold=threshold, scale=scale,
+        initial_state=initial_state,
+    )  # fmt: skip
+    limits(delta_limit)
+    if x.dim() != 4:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, L, H, P)")
     batch, L, heads, P = x.shape
-    _expect("delta", delta, (batch, L, heads))
-    _expect("A", A, (heads,))
-    if B.dim() != 4 or not B.shape[2] or heads % B.shape[2]:
-        raise ValueError(f"B has shape {tuple(B.shape)}, expected ({batch}, {L}, G, N) with G a divisor of {heads}")
+    shape("delta", delta, (batch, L, heads))
+    shape("A", A, (heads,))
+    if B.dim() != 4 or not B.shape[2] or heads % B.shape[2] or not B.shape[3]:
+        raise ValueError(
+            f"B has shape {tuple(B.shape)}, expected ({batch}, {L}, G, N) with G a divisor of {heads} and N >= 1"
+        )
     groups, N = B.shape[2:]
     for name, t in (("B", B), ("C", C)):
-        _expect(name, t, (batch, L, groups, N))
-    _expect("D", D, (heads,), (heads, P))
-    _expect("z", z, (batch, L, heads, P))
-    _expect("delta_bias", delta_bias, (heads,))
-    _expect("threshold", threshold, (heads,), (batch, heads))
-    _expect("scale", scale, (heads,), (batch, heads))
-    _expect("mask", mask, (batch, L))
-    _expect_bool(mask)
-    _expect("initial_state", initial_state, (batch, heads, P, N))
-    if index is not None and (index.dim() != 2 or index.shape[0] != batch or index.dtype != torch.int64):
-        raise ValueError(f"index must be ({batch}, K) int64, found {tuple(index.shape)} {index.dtype}")
-    return ssd_module(backend, x).ssd_scan(
+        shape(name, t, (batch, L, groups, N))
+    shape("D", D, (heads,), (heads, P))
+    shape("z", z, (batch, L, heads, P))
+    shape("delta_bias", delta_bias, (heads,))
+    shape("threshold", threshold, (heads,), (batch, heads))
+    shape("scale", scale, (heads,), (batch, heads))
+    shape("initial_state", initial_state, (batch, heads, P, N))
+    tokens_seen(mask, "x", x)
+    positions(index, x)
+    return ssd_module(backend, given).ssd_scan(
         x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, index, mask, initial_state, delta_limit
     )
 
 
+@public
 def ssd_step(
     state: Tensor,
     x: Tensor,
@@ -99,23 +105,26 @@ def ssd_step(
     x, z: (B, H, P); delta: (B, H); A, delta_bias: (H,); B, C: (B, G, N); D: (H,) or (H, P)
     threshold, scale: (H,) or (B, H)
 
-    Returns y (B, H, P) in the dtype of x. Raises ValueError on shapes that do not fit.
+    Returns y (B, H, P) in the dtype of x. Raises ValueError as selective_step does.
     """
-    if state.dim() != 4 or not state.is_contiguous():
-        raise ValueError(f"state must be (B, H, P, N) and contiguous (it is updated in place), found {state.shape}")
+    given = floats(
+        state=state, x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, threshold=threshold, scale=scale
+    )
+    limits(delta_limit)
+    state_of(x, state, "B, H, P, N")
     batch, heads, P, N = state.shape
     for name, t in (("x", x), ("z", z)):
-        _expect(name, t, (batch, heads, P))
-    _expect("delta", delta, (batch, heads))
+        shape(name, t, (batch, heads, P))
+    shape("delta", delta, (batch, heads))
     if B.dim() != 3 or not B.shape[1] or heads % B.shape[1]:
         raise ValueError(f"B has shape {tuple(B.shape)}, expected ({batch}, G, {N}) with G a divisor of {heads}")
     for name, t in (("B", B), ("C", C)):
-        _expect(name, t, (batch, B.shape[1], N))
+        shape(name, t, (batch, B.shape[1], N))
     for name, t in (("A", A), ("delta_bias", delta_bias)):
-        _expect(name, t, (heads,))
-    _expect("D", D, (heads,), (heads, P))
+        shape(name, t, (heads,))
+    shape("D", D, (heads,), (heads, P))
     for name, t in (("threshold", threshold), ("scale", scale)):
-        _expect(name, t, (heads,), (batch, heads))
-    return ssd_module(backend, state).ssd_step(
+        shape(name, t, (heads,), (batch, heads))
+    return ssd_module(backend, given).ssd_step(
         state, x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, delta_limit
     )

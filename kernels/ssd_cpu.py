@@ -6,6 +6,7 @@ Inside a chunk of Q tokens, with s_t the sum of delta A over its first t tokens 
     h'  = exp(s_Q) h + sum_j exp(s_Q - s_j) delta_j x_j (x) B_j                            what the next chunk starts at
 
 The sums are float64: differences of large sums must keep the digits of small decays. Everything else is float32.
+A product spreads NaN and infinity over its chunk, as 0 times either is NaN; there the oracle reads token by token.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import ssd_reference
+from .reference import unseen_as_zero
 from .ssd_reference import Limit, finish, gather, head_delta, ssd_step
 
 __all__ = ["ssd_scan", "ssd_step"]
@@ -48,6 +51,7 @@ def ssd_scan(
     groups, N = B.shape[2:]
     delta = head_delta(delta.float(), delta_bias, delta_softplus, delta_limit, threshold, scale, mask)
     decay = delta.double() * A.double()
+    added, B = unseen_as_zero(x, B, mask)
     h = x.new_zeros(batch, heads, P, N, dtype=torch.float32)
     if initial_state is not None:
         h.copy_(initial_state)
@@ -57,24 +61,35 @@ def ssd_scan(
         x_part = x[:, part].float()
         # (B, G, H/G, Q, ...): heads in groups, so that a group's B and C are multiplied once
         gB, gC = (t[:, part].float().transpose(1, 2) for t in (B, C))  # (B, G, Q, N)
-        dx = _by_group(delta[:, part, :, None] * x_part, groups)
+        dx = _by_group(delta[:, part, :, None] * added[:, part].float(), groups)
         s = _by_group(decay[:, part].cumsum(1), groups)  # (B, G, H/G, Q)
         gap = (s[..., :, None] - s[..., None, :]).float()
         Q = gap.shape[-1]
         gap.masked_fill_(torch.ones(Q, Q, dtype=torch.bool).triu(1), -torch.inf)
         within = gap.exp_().mul_((gC @ gB.transpose(-1, -2))[:, :, None])
-        before = h.view(batch, groups, -1, P, N)
+        before = h.view(batch, groups, heads // groups, P, N)
         out = within @ dx
         out += s.float().exp()[..., None] * (gC[:, :, None] @ before.transpose(-1, -2))
-        y[:, part] = finish(out.flatten(1, 2).transpose(1, 2), x_part, D, None if z is None else z[:, part])
         left = (s[..., -1:] - s).float().exp()[..., None]
-        added = (left * dx).transpose(-1, -2) @ gB[:, :, None]
-        h = (s[..., -1].float().exp()[..., None, None] * before + added).view(batch, heads, P, N)
+        inner = (left * dx).transpose(-1, -2) @ gB[:, :, None]
+        after = (s[..., -1].float().exp()[..., None, None] * before + inner).view(batch, heads, P, N)
+        out = out.flatten(1, 2).transpose(1, 2)
+        if not _finite(out):
+            out, after = ssd_reference.ssd_scan(
+                added[:, part].float(), delta[:, part], A, B[:, part], C[:, part], None, None, None, False, None, None,
+                None, None, h, (-torch.inf, torch.inf),
+            )  # fmt: skip
+        y[:, part], h = finish(out, x_part, D, None if z is None else z[:, part]), after
     if present is not None:
         y = torch.where(present[:, :, None, None], y, 0.0)
     return y.to(out_dtype), h
 
 
+def _finite(t: Tensor) -> bool:
+    """Whether no value is NaN or infinite, without a tensor of answers."""
+    return not t.numel() or all(v.isfinite() for v in t.aminmax())
+
+
 def _by_group(t: Tensor, groups: int) -> Tensor:
     """(B, Q, H, ...) -> (B, G, H/G, Q, ...)."""
-    return t.transpose(1, 2).unflatten(1, (groups, -1)).contiguous()
+    return t.transpose(1, 2).unflatten(1, (groups, t.shape[2] // groups)).contiguous()

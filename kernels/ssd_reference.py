@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .reference import effective_delta
+from .reference import effective_delta, unseen_as_zero
 
 Limit = tuple[float, float]
 
@@ -76,11 +76,12 @@ def ssd_scan(
     shared = heads // B.shape[2]
     B, C = (t.to(dtype).repeat_interleave(shared, dim=2) for t in (B, C))
     delta = head_delta(delta, delta_bias, delta_softplus, delta_limit, threshold, scale, mask)
+    added, B = unseen_as_zero(delta[..., None] * x, B, mask)
     h = x.new_zeros(batch, heads, x.shape[3], B.shape[3]) if initial_state is None else initial_state.to(dtype)
     ys = []
     for t in range(steps):
         a = torch.exp(delta[:, t] * A)
-        h = a[:, :, None, None] * h + (delta[:, t, :, None] * x[:, t])[..., None] * B[:, t, :, None]
+        h = a[:, :, None, None] * h + added[:, t, ..., None] * B[:, t, :, None]
         ys.append((h * C[:, t, :, None]).sum(-1))
     y = finish(torch.stack(ys, 1) if ys else torch.zeros_like(x), x, D, z)
     if present is not None:

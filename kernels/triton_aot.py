@@ -59,9 +59,9 @@ _OTHER = {
     "index": "*i64", "mask": "*i1", "top": "*i32", "shift": "*i32", "counts": "*i32", "mass": "*i64",
     "low": "fp32", "high": "fp32",
 }  # fmt: skip
-_INT32 = re.compile(r"^(s[xdzgBCD]_[btdgh]|L|steps|channels|chunks|chunk_size|heads|shared|pieces|piece_size|size)$")
-# Tensors and rows start at multiples of 16 bytes and elements; counts of tokens and chunks are any number.
-_ANY = {"L", "steps", "chunks", "chunk_size", "heads", "shared", "pieces", "low", "high"}
+_INT32 = re.compile(r"^(s[xdzgBCD]_[btdgh]|L|steps|channels|chunks|chunk_size|heads|shared)$")
+# Tensors and rows start at multiples of 16 bytes and elements; these, and what a kernel does not specialise, anywhere.
+_ANY = {"heads", "shared", "low", "high"}
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _signature(
             types[name] = "i32"
         else:
             types[name] = _OTHER.get(name, "*fp32" if name in _FLOAT32 else f"*{activations}")
-        if name not in _ANY:
+        if name not in _ANY and not kernel.params[i].do_not_specialize:
             aligned[(i,)] = [["tt.divisibility", 16]]
     return types, aligned
 

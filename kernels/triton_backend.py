@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ FUSED = {"enable_fp_fusion": True}  # multiply-adds in one instruction; Triton's
 WARP = 64 if torch.version.hip else LANES
 
 
-def _per_row(threshold: Tensor | None, scale: Tensor | None) -> tuple[Tensor | None, Tensor | None, int]:
+def per_row(threshold: Tensor | None, scale: Tensor | None) -> tuple[Tensor | None, Tensor | None, int]:
     """(D,) or (B, D) options made alike: both contiguous, and the stride between rows (0 if the batch shares one)."""
     given = [t for t in (threshold, scale) if t is not None]
     rows = max((t.shape[0] for t in given if t.dim() == 2), default=0)
@@ -31,9 +32,17 @@ def _per_row(threshold: Tensor | None, scale: Tensor | None) -> tuple[Tensor | N
     return wide[0], wide[1], given[0].shape[-1] if rows else 0
 
 
-def _dense_rows(t: Tensor) -> Tensor:
+T = TypeVar("T", Tensor, Tensor | None)
+
+
+def dense(t: T) -> T:
+    """What a kernel reads without strides."""
+    return None if t is None else t.contiguous()
+
+
+def dense_rows(t: T) -> T:
     """The tensor itself where its last dimension is side by side (halves of a projection are), else a copy."""
-    return t if t.stride(-1) == 1 else t.contiguous()
+    return t if t is None or t.stride(-1) == 1 else t.contiguous()
 
 
 def _together(channels: int) -> int:
@@ -97,12 +106,10 @@ def selective_scan(
 
     A = _padded(A.float(), N)
     BC = _side_by_side(B, C, N)
-    x, delta = _dense_rows(x), _dense_rows(delta)
-    z = None if z is None else _dense_rows(z)
-    threshold, scale, sg_b = _per_row(threshold, scale)
+    x, delta, z = dense_rows(x), dense_rows(delta), dense_rows(z)
+    D, delta_bias, index, mask = dense(D), dense(delta_bias), dense(index), dense(mask)
+    threshold, scale, sg_b = per_row(threshold, scale)
     initial = None if initial_state is None else _padded(initial_state.float(), N)
-    index = None if index is None else index.contiguous()
-    mask = None if mask is None else mask.contiguous()
     columns = triton.cdiv(channels, config.channels(WARP))
 
     def run(state_only: bool, start: Tensor | None, end: Tensor, delta_sum: Tensor | None) -> None:
@@ -146,12 +153,12 @@ def selective_step(
     """See longscan.kernels.selective_step."""
     batch, channels, N = state.shape
     y = torch.empty(batch, channels, dtype=x.dtype, device=x.device)
-    threshold, scale, sg_b = _per_row(threshold, scale)
-    x, delta, B, C = (_dense_rows(t) for t in (x, delta, B, C))
-    z = None if z is None else _dense_rows(z)
+    threshold, scale, sg_b = per_row(threshold, scale)
+    x, delta, B, C = dense_rows(x), dense_rows(delta), dense_rows(B), dense_rows(C)
+    A, D, z, delta_bias = dense(A), dense(D), dense_rows(z), dense(delta_bias)
     if batch and channels:
         step[(triton.cdiv(channels, STEP_CONFIG["BLOCK_D"]), batch)](
-            state, x, delta, A.contiguous(), B, C, D, z, delta_bias, threshold, scale, y,
+            state, x, delta, A, B, C, D, z, delta_bias, threshold, scale, y,
             x.stride(0), delta.stride(0), B.stride(0), C.stride(0), 0 if z is None else z.stride(0), sg_b, channels,
             HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus,
             HAS_THRESHOLD=threshold is not None, HAS_SCALE=scale is not None,
@@ -170,9 +177,9 @@ def causal_conv1d(
     if not (batch and channels and L):
         return y, x.new_zeros(batch, channels, W - 1) if before is None else before.clone()
     last = torch.empty(batch, channels, W - 1, dtype=x.dtype, device=x.device)
-    x, CH = _dense_rows(x), _together(channels)
+    x, weight, bias, mask, CH = dense_rows(x), dense(weight), dense(bias), dense(mask), _together(channels)
     conv_silu[(triton.cdiv(L, CONV_CONFIG["BLOCK_T"]), triton.cdiv(channels, WARP * CH), batch)](
-        x, weight.contiguous(), bias, before, None if mask is None else mask.contiguous(), y, last,
+        x, weight, bias, before, mask, y, last,
         *x.stride()[:2], L, channels,
         HAS_BIAS=bias is not None, HAS_BEFORE=before is not None, HAS_MASK=mask is not None,
         EVEN=channels % (WARP * CH) == 0, W=W, CH=CH, LANES=WARP, **CONV_CONFIG, **FUSED,
@@ -187,8 +194,8 @@ def token_scores(
     batch, L, channels = delta.shape
     out = torch.empty(batch, L, dtype=torch.float32, device=delta.device)
     if batch and L:
-        delta, CH = _dense_rows(delta), _together(channels)
-        mask = None if mask is None else mask.contiguous()
+        delta, CH = dense_rows(delta), _together(channels)
+        delta_bias, mask, weight = dense(delta_bias), dense(mask), dense(weight)
         scores[(triton.cdiv(L, SCORES_CONFIG["UNROLL"]), batch)](
             delta, delta_bias, mask, weight, out, *delta.stride()[:2], L, channels,
             HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, HAS_MASK=mask is not None,

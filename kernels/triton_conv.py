@@ -9,7 +9,7 @@ from .triton_math import silu
 from .triton_tiles import load, pack
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])  # one binary for every length
 def conv_silu(
     x, weight, bias, before, mask, y, last, sx_b, sx_t, L, channels,
     HAS_BIAS: tl.constexpr, HAS_BEFORE: tl.constexpr, HAS_MASK: tl.constexpr, EVEN: tl.constexpr, W: tl.constexpr,
@@ -22,7 +22,7 @@ def conv_silu(
     o_d = (i_d * LANES + tl.arange(0, LANES)[:, None, None]) * CH + tl.arange(0, CH)[None, None, :]
     m_d = o_d < channels
     begin = (i_t * BLOCK_T).to(tl.int32)
-    sx_t, sy_t = sx_t.to(tl.int64), channels.to(tl.int64)
+    sx_t, sy_t = tl.cast(sx_t, tl.int64), tl.cast(channels, tl.int64)  # 1 comes as a constant, which has no .to
     p_x = x + i_b * sx_b + begin * sx_t + o_d
     p_y = y + (i_b * L + begin) * sy_t + o_d
     if HAS_MASK:

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
+ALL = tl.constexpr(tl.PropagateNan.ALL)  # of tl.maximum: by default it drops NaN
 
 
 @triton.jit
@@ -39,17 +40,17 @@ def silu(x):
 
 @triton.jit
 def exp2_on_fma(x):
-    """2^x for x <= 0 without the special-function unit: relative error 2e-7, 2^-125 below -125, exactly 1 at 0.
+    """2^x for x <= 0 without the special-function unit: relative error 2e-7, 0 below 2^-126, exactly 1 at 0.
 
-    Adding 1.5 * 2^23 rounds x to an integer n in the low bits; 2^(x - n) is a polynomial, n goes into its exponent.
+    Adding 1.5 * 2^23 + 127 rounds x to an integer n, and leaves n + 127, the exponent of 2^n, in the low bits;
+    2^(x - n) is a polynomial. It is a product, not a sum of bits, so that NaN stays NaN and 128 gives infinity.
     """
-    x = tl.maximum(x, -125.0)
-    shifted = x + 12582912.0
-    f = x - (shifted - 12582912.0)
+    x = tl.minimum(tl.maximum(x, -127.0, propagate_nan=ALL), 128.0, propagate_nan=ALL)
+    shifted = x + 12583039.0
+    f = x - (shifted - 12583039.0)
     p = f * 0.00132647271 + 0.00967151264
     p = p * f + 0.0555073374
     p = p * f + 0.240222421
     p = p * f + 0.693146978
     p = p * f + 1.0
-    bits = p.to(tl.int32, bitcast=True) + (shifted.to(tl.int32, bitcast=True) << 23)
-    return bits.to(tl.float32, bitcast=True)
+    return p * (shifted.to(tl.int32, bitcast=True) << 23).to(tl.float32, bitcast=True)

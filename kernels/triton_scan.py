@@ -43,7 +43,7 @@ def advance(h, A, kept, driven, B, C, STATE_ONLY: tl.constexpr, ON_FMA: tl.const
     return states, y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "steps", "chunks", "chunk_size"])  # one binary for every length
 def scan(
     x, delta, A, BC, D, z, bias, threshold, scale, index, mask, initial, y, last, delta_sum,
     sx_b, sx_t, sd_b, sd_t, sz_b, sz_t, sg_b,
@@ -69,7 +69,8 @@ def scan(
     o_d = (i_d * R + o_r) * CH + o_s * 0 + tl.arange(0, CH)[None, None, :]
     o_n = o_r * 0 + o_s * NS + tl.arange(0, VS)[None, None, :]
     m_d = o_d < channels
-    m_g = (i_d * R + o_r) * CH + o_s * 0 < channels  # CH divides channels: a group is inside or outside
+    o_g = o_r * 0 + o_s * 0
+    m_g = (i_d * R + o_r) * CH + o_g < channels  # CH divides channels: a group is inside or outside
     p_state = (i_d * R + o_r) * CH * N + o_n
     o_state = (i_b * chunks + i_c) * channels * N
 
@@ -88,6 +89,11 @@ def scan(
         b_bias = load(bias + o_d, m_d, not EVEN)
     if HAS_THRESHOLD:
         b_threshold = load(threshold + i_b * sg_b + o_d, m_d, not EVEN)
+        spoilt = ()  # a threshold that is NaN makes its channel NaN
+        for c in tl.static_range(CH):
+            for n in tl.static_range(NS):
+                spoilt = spoilt + (tl.where(b_threshold[c] == b_threshold[c], b_A[c * NS + n], float("nan")),)
+        b_A = spoilt
     if HAS_SCALE:
         b_scale = load(scale + i_b * sg_b + o_d, m_d, not EVEN)
     if HAS_D:
@@ -96,7 +102,9 @@ def scan(
     # Without an index the pointers walk along with time, which spares the loop its address arithmetic.
     begin = (i_c * chunk_size).to(tl.int32)
     i_t = i_c * 0 if HAS_INDEX else i_c * chunk_size
-    sx_t, sd_t, sz_t, sy_t = sx_t.to(tl.int64), sd_t.to(tl.int64), sz_t.to(tl.int64), channels.to(tl.int64)
+    # tl.cast: an integer argument of 1 comes as a constant, which has no .to
+    sx_t, sd_t, sz_t = tl.cast(sx_t, tl.int64), tl.cast(sd_t, tl.int64), tl.cast(sz_t, tl.int64)
+    sy_t = tl.cast(channels, tl.int64)
     p_x = x + i_b * sx_b + i_t * sx_t + o_d
     p_delta = delta + i_b * sd_b + i_t * sd_t + o_d
     p_BC = BC + (i_b * L + i_t) * 2 * N + o_n
@@ -114,15 +122,24 @@ def scan(
             xs, deltas, zs, Bs, Cs, present, seen = (), (), (), (), (), (), ()
             for u in tl.static_range(STEPS):
                 t = u
+                m_B = m_g
                 if HAS_INDEX:
                     i_t = tl.load(index + k + u)
-                    present = present + (i_t >= 0,)
-                    t = tl.maximum(i_t, 0)
+                    inside = (i_t >= 0) & (i_t < L)  # nothing outside is read, even before the check has spoken
+                    present = present + (inside,)
+                    t = tl.where(inside, i_t, 0)
                 if HAS_MASK:
-                    seen = seen + (tl.load(mask + t) != 0,)
+                    visible = tl.load(mask + t) != 0
+                    if HAS_INDEX:
+                        visible = visible & inside
+                    seen = seen + (visible,)
+                    m_B = m_g & (o_g >= tl.where(visible, 0, 1))  # a tile, as in triton_conv
+                elif HAS_INDEX:
+                    seen = present
+                    m_B = m_g & (o_g >= tl.where(inside, 0, 1))
                 xs = xs + load(p_x + t * sx_t, m_d, not EVEN)
                 deltas = deltas + load(p_delta + t * sd_t, m_d, not EVEN)
-                Bs = Bs + load_run(p_BC + t * (2 * N), m_g, NS, False)
+                Bs = Bs + load_run(p_BC + t * (2 * N), m_B, NS, HAS_MASK or HAS_INDEX)
                 if not STATE_ONLY:
                     Cs = Cs + load_run(p_BC + t * (2 * N) + N, m_g, NS, False)
                 if HAS_Z and not STATE_ONLY:
@@ -140,13 +157,13 @@ def scan(
                     if HAS_SCALE:
                         kept = b_delta * b_scale[c]
                     if HAS_THRESHOLD:
-                        kept = tl.where(b_delta > b_threshold[c], kept, 0.0)
-                    if HAS_MASK:
+                        kept = tl.where(b_delta <= b_threshold[c], 0.0, kept)  # so that NaN is not dropped
+                    driven = kept * b_x
+                    if HAS_MASK or HAS_INDEX:
                         kept = tl.where(seen[u], kept, 0.0)
-                    if HAS_INDEX:
-                        kept = tl.where(present[u], kept, 0.0)
+                        driven = tl.where(seen[u], driven, 0.0)
                     out, b_y = advance(
-                        h[c * NS : (c + 1) * NS], b_A[c * NS : (c + 1) * NS], kept, kept * b_x,
+                        h[c * NS : (c + 1) * NS], b_A[c * NS : (c + 1) * NS], kept, driven,
                         Bs[u * NS : (u + 1) * NS], Cs[u * NS : (u + 1) * NS], STATE_ONLY, ON_FMA,
                     )  # fmt: skip
                     states = states + out
@@ -195,7 +212,7 @@ def scan(
                 tl.store(p_last + c * N + j * VS, pack(h[c * NS + j * VS : c * NS + (j + 1) * VS]), mask=m_g)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks"])
 def carry(
     A, initial, states, delta_sum, channels, chunks,
     HAS_INITIAL: tl.constexpr, N: tl.constexpr, BLOCK_D: tl.constexpr,

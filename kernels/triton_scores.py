@@ -9,7 +9,7 @@ from .triton_math import softplus
 from .triton_tiles import load
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])  # one binary for every length
 def scores(
     delta, bias, mask, weight, out, sd_b, sd_t, L, channels,
     HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_MASK: tl.constexpr, HAS_WEIGHT: tl.constexpr,

@@ -11,7 +11,7 @@ SKETCH_CONFIG = {"BLOCK_T": 1024, "num_warps": 8}
 _ROUND = tl.constexpr(1.5 * 2.0**52)  # adding and taking it away rounds a double to a whole number, ties to even
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])  # one binary for every length
 def sketch(
     columns, top, shift, counts, mass, L,
     UNIT: tl.constexpr, HEAD: tl.constexpr, SEGMENTS: tl.constexpr, ROOM: tl.constexpr, BLOCK_T: tl.constexpr,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_math import LOG2E, silu, softplus
+from .triton_math import ALL, LOG2E, silu, softplus
 
 
 @triton.jit
@@ -28,16 +28,17 @@ def head_delta(
     if SOFTPLUS:
         b_delta = softplus(b_delta)
     if LIMITED:
-        b_delta = tl.minimum(tl.maximum(b_delta, low), high)
+        b_delta = tl.minimum(tl.maximum(b_delta, low, propagate_nan=ALL), high, propagate_nan=ALL)
     b_kept = b_delta
     if HAS_SCALE:
         b_kept = b_delta * tl.load(scale + row + i_h).to(tl.float32)
     if HAS_THRESHOLD:
-        b_kept = tl.where(b_delta > tl.load(threshold + row + i_h).to(tl.float32), b_kept, 0.0)
+        b_threshold = tl.load(threshold + row + i_h).to(tl.float32)
+        b_kept = tl.where(b_delta > b_threshold, b_kept, tl.where(b_delta <= b_threshold, 0.0, float("nan")))
     return b_kept
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "steps", "chunks"])  # one binary for every length
 def ssd_states(
     x, delta, A, B, bias, threshold, scale, index, mask, kept, whole, part, states,
     sx_b, sx_t, sx_h, sd_b, sd_t, sB_b, sB_t, sB_g, sg_b, L, steps, heads, shared, chunks, low, high,
@@ -67,7 +68,7 @@ def ssd_states(
         m_k = o_k < end
         if HAS_INDEX:
             o_t = tl.load(index + i_b * steps + o_k, mask=m_k, other=-1)
-            m_t = o_t >= 0
+            m_t = (o_t >= 0) & (o_t < L)  # nothing outside is read, even before the check has spoken
         else:
             o_t, m_t = o_k, m_k
         b_delta = tl.load(delta + o_t * sd_t, mask=m_t, other=0.0).to(tl.float32)
@@ -81,7 +82,7 @@ def ssd_states(
         b_delta = tl.where(seen, b_delta, 0.0)
 
         # 2^-1000 is 0 already; with the bound the whole parts of a chunk add up exactly.
-        b_log = tl.maximum(b_delta * a, -1000.0)
+        b_log = tl.where(seen, tl.maximum(b_delta * a, -1000.0, propagate_nan=ALL), 0.0)
         b_whole = tl.floor(b_log + 0.5)
         b_part = b_log - b_whole
         s_whole, s_part = tl.cumsum(b_whole, 0), tl.cumsum(b_part, 0)
@@ -93,8 +94,8 @@ def ssd_states(
         before_whole += all_whole
         before_part += all_part
 
-        b_B = tl.load(B + o_t[:, None] * sB_t + o_n[None, :], mask=m_t[:, None] & m_n[None, :], other=0.0)
-        b_x = tl.load(x + o_t[:, None] * sx_t + o_p[None, :], mask=m_t[:, None] & m_p[None, :], other=0.0)
+        b_B = tl.load(B + o_t[:, None] * sB_t + o_n[None, :], mask=seen[:, None] & m_n[None, :], other=0.0)
+        b_x = tl.load(x + o_t[:, None] * sx_t + o_p[None, :], mask=seen[:, None] & m_p[None, :], other=0.0)
         b_left = tl.exp2((all_whole - s_whole) + (all_part - s_part)) * b_delta
         b_dx = (b_x.to(tl.float32) * b_left[:, None]).to(b_x.dtype)
         b_h *= tl.exp2(all_whole + all_part)
@@ -103,7 +104,7 @@ def ssd_states(
     tl.store(p_states, b_h, mask=m_n[:, None] & m_p[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps", "chunks"])
 def ssd_carry(
     initial, states, whole, part, last, heads, chunks, steps,
     HAS_INITIAL: tl.constexpr, P: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
@@ -128,12 +129,12 @@ def ssd_carry(
     tl.store(last + o_pn, b_h, mask=m_s)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "steps", "chunks"])
 def ssd_outputs(
-    x, B, C, D, z, index, kept, whole, part, states, y,
-    sx_b, sx_t, sx_h, sB_b, sB_t, sB_g, sC_b, sC_t, sC_g, sz_b, sz_t, sz_h, sD_h, steps, heads, shared, chunks,
-    HAS_D: tl.constexpr, D_WIDE: tl.constexpr, HAS_Z: tl.constexpr, HAS_INDEX: tl.constexpr, P: tl.constexpr,
-    N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, K: tl.constexpr, Q: tl.constexpr,
+    x, B, C, D, z, index, mask, kept, whole, part, states, y,
+    sx_b, sx_t, sx_h, sB_b, sB_t, sB_g, sC_b, sC_t, sC_g, sz_b, sz_t, sz_h, sD_h, L, steps, heads, shared, chunks,
+    HAS_D: tl.constexpr, D_WIDE: tl.constexpr, HAS_Z: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_MASK: tl.constexpr,
+    P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, K: tl.constexpr, Q: tl.constexpr,
     CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """x, z, y (B, tokens, H, P), B, C (B, L, G, N); the others as ssd_states and ssd_carry left them.
@@ -153,7 +154,7 @@ def ssd_outputs(
     m_k = o_k < steps
     if HAS_INDEX:
         o_t = tl.load(index + i_b * steps + o_k, mask=m_k, other=-1)
-        m_t = o_t >= 0
+        m_t = (o_t >= 0) & (o_t < L)
     else:
         o_t, m_t = o_k, m_k
     p_C = C + o_t[:, None] * sC_t + o_n[None, :]
@@ -174,9 +175,11 @@ def ssd_outputs(
         m_j = o_j < steps
         if HAS_INDEX:
             o_u = tl.load(index + i_b * steps + o_j, mask=m_j, other=-1)
-            m_u = o_u >= 0
+            m_u = (o_u >= 0) & (o_u < L)
         else:
             o_u, m_u = o_j, m_j
+        if HAS_MASK:
+            m_u = m_u & (tl.load(mask + i_b * L + o_u, mask=m_u, other=0) != 0)
         b_S = tl.zeros((Q, Q), tl.float32)
         for n in range(0, BLOCK_N, K):
             m_n = o_n < N - n
@@ -189,8 +192,9 @@ def ssd_outputs(
         b_part = tl.load(part + row + o_j, mask=m_j, other=0.0)
         b_delta = tl.load(kept + row + o_j, mask=m_j, other=0.0)
         b_gap = (s_whole[:, None] - b_whole[None, :]) + (s_part[:, None] - b_part[None, :])
-        b_gap = tl.where(o_k[:, None] >= o_j[None, :], tl.minimum(b_gap, 0.0), -float("inf"))
-        b_S *= tl.exp2(b_gap) * b_delta[None, :]
+        m_past = (o_k[:, None] >= o_j[None, :]) & m_k[:, None]
+        b_S *= tl.exp2(tl.where(m_past, b_gap, 0.0)) * b_delta[None, :]
+        b_S = tl.where(m_past, b_S, 0.0)  # last, so that a later token's NaN stays out
         b_x = tl.load(x + o_u[:, None] * sx_t + o_p[None, :], mask=m_u[:, None] & m_p[None, :], other=0.0)
         b_y += tl.dot(b_S.to(dtype), b_x, input_precision=PRECISION)
     m_tp = m_t[:, None] & m_p[None, :]
@@ -203,6 +207,8 @@ def ssd_outputs(
     if HAS_Z:
         p_z = z + i_b * sz_b + o_t[:, None] * sz_t + i_h * sz_h + o_p[None, :]
         b_y *= silu(tl.load(p_z, mask=m_tp, other=0.0).to(tl.float32))
+    if HAS_INDEX:
+        b_y = tl.where(m_t[:, None], b_y, 0.0)
     p_y = y + ((i_b * steps + o_k[:, None]) * heads + i_h) * P + o_p[None, :]
     tl.store(p_y, b_y.to(y.dtype.element_ty), mask=m_k[:, None] & m_p[None, :])
 
@@ -232,6 +238,8 @@ def ssd_token(
     p_state = state + ((i_b * heads + i_h) * P + o_p[:, None]) * N + o_n[None, :]
     b_h = tl.load(p_state, mask=m_pn, other=0.0)
     b_h = tl.exp2(b_kept * tl.load(A + i_h).to(tl.float32) * LOG2E) * b_h + (b_kept * b_x)[:, None] * b_B[None, :]
+    if N < BLOCK_N:
+        b_h = tl.where(m_n[None, :], b_h, 0.0)  # beside the states infinity times 0 is NaN
     tl.store(p_state, b_h, mask=m_pn)
     b_y = tl.sum(b_h * b_C[None, :], axis=1)
     if HAS_D:

@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from .ssd_reference import Limit
-from .triton_backend import FUSED, _dense_rows, _per_row
+from .triton_backend import FUSED, dense, dense_rows, per_row
 from .triton_ssd import ssd_carry, ssd_outputs, ssd_states, ssd_token
 
 CHUNK = 256  # tokens between stored states
@@ -41,6 +41,11 @@ def states_products(sizes: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in sizes.items() if k != "K"} | {"Q": min(sizes["Q"], 32)}
 
 
+def _limited(limit: Limit, softplus: bool) -> bool:
+    """Whether the limits can change a delta: softplus is above 0 itself."""
+    return limit != (0.0, math.inf) or not softplus
+
+
 def ssd_scan(
     x: Tensor,
     delta: Tensor,
@@ -69,19 +74,18 @@ def ssd_scan(
     sizes = products(P, N, x.dtype, not torch.version.hip)
     columns = heads * triton.cdiv(P, sizes["BLOCK_P"])
     chunks = triton.cdiv(steps, CHUNK)
-    x, delta, B, C = (_dense_rows(t) for t in (x, delta, B, C))
-    z = None if z is None else _dense_rows(z)
-    threshold, scale, sg_b = _per_row(threshold, scale)
-    index = None if index is None else index.contiguous()
-    mask = None if mask is None else mask.contiguous()
+    x, delta, B, C, z = dense_rows(x), dense_rows(delta), dense_rows(B), dense_rows(C), dense_rows(z)
+    A, D, delta_bias, index, mask = dense(A), dense(D), dense(delta_bias), dense(index), dense(mask)
+    threshold, scale, sg_b = per_row(threshold, scale)
     kept, whole, part = torch.empty(3, batch, heads, steps, dtype=torch.float32, device=x.device)
     states = torch.empty(batch, chunks, heads, N, P, dtype=torch.float32, device=x.device)
     ssd_states[(chunks * columns, batch)](
-        x, delta, A.contiguous(), B, delta_bias, threshold, scale, index, mask, kept, whole, part, states,
+        x, delta, A, B, delta_bias, threshold, scale, index, mask, kept, whole, part, states,
         *x.stride()[:3], *delta.stride()[:2], *B.stride()[:3], sg_b, L, steps, heads, heads // groups, chunks,
-        *delta_limit, HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, LIMITED=delta_limit != (0.0, math.inf),
-        HAS_THRESHOLD=threshold is not None, HAS_SCALE=scale is not None, HAS_INDEX=index is not None,
-        HAS_MASK=mask is not None, **states_products(sizes), **STATES_CONFIG, **FUSED,
+        *delta_limit, HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus,
+        LIMITED=_limited(delta_limit, delta_softplus), HAS_THRESHOLD=threshold is not None,
+        HAS_SCALE=scale is not None, HAS_INDEX=index is not None, HAS_MASK=mask is not None,
+        **states_products(sizes), **STATES_CONFIG, **FUSED,
     )  # fmt: skip
     initial = None if initial_state is None else initial_state.float().contiguous()
     last = torch.empty(batch, heads, P, N, dtype=torch.float32, device=x.device)
@@ -90,11 +94,11 @@ def ssd_scan(
         HAS_INITIAL=initial is not None, P=P, N=N, CHUNK=CHUNK, **CARRY_CONFIG, **FUSED,
     )  # fmt: skip
     ssd_outputs[(triton.cdiv(steps, sizes["Q"]) * columns, batch)](
-        x, B, C, None if D is None else D.contiguous(), z, index, kept, whole, part, states, y,
+        x, B, C, D, z, index, mask, kept, whole, part, states, y,
         *x.stride()[:3], *B.stride()[:3], *C.stride()[:3], *(z.stride()[:3] if z is not None else (0, 0, 0)),
-        P if D is not None and D.dim() == 2 else 1, steps, heads, heads // groups, chunks,
+        P if D is not None and D.dim() == 2 else 1, L, steps, heads, heads // groups, chunks,
         HAS_D=D is not None, D_WIDE=D is not None and D.dim() == 2, HAS_Z=z is not None, HAS_INDEX=index is not None,
-        **sizes, **OUTPUTS_CONFIG, **FUSED,
+        HAS_MASK=mask is not None, **sizes, **OUTPUTS_CONFIG, **FUSED,
     )  # fmt: skip
     return y, last
 
@@ -119,18 +123,17 @@ def ssd_step(
     y = torch.empty(batch, heads, P, dtype=x.dtype, device=x.device)
     if not y.numel():
         return y
-    threshold, scale, sg_b = _per_row(threshold, scale)
-    x, delta, B, C = (_dense_rows(t) for t in (x, delta, B, C))
-    z = None if z is None else _dense_rows(z)
-    D = None if D is None else D.contiguous()
+    x, delta, B, C, z = dense_rows(x), dense_rows(delta), dense_rows(B), dense_rows(C), dense_rows(z)
+    A, D, delta_bias = dense(A), dense(D), dense(delta_bias)
+    threshold, scale, sg_b = per_row(threshold, scale)
     sizes = tile(P, N)
     ssd_token[(triton.cdiv(P, sizes["BLOCK_P"]), heads, batch)](
-        state, x, delta, A.contiguous(), B, C, D, z, delta_bias, threshold, scale, y,
+        state, x, delta, A, B, C, D, z, delta_bias, threshold, scale, y,
         *x.stride()[:2], delta.stride(0), *B.stride()[:2], *C.stride()[:2],
         *(z.stride()[:2] if z is not None else (0, 0)), sg_b, P if D is not None and D.dim() == 2 else 1,
         heads, heads // B.shape[1], *delta_limit,
         HAS_D=D is not None, D_WIDE=D is not None and D.dim() == 2, HAS_Z=z is not None,
-        HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, LIMITED=delta_limit != (0.0, math.inf),
+        HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, LIMITED=_limited(delta_limit, delta_softplus),
         HAS_THRESHOLD=threshold is not None, HAS_SCALE=scale is not None, **sizes, **TOKEN_CONFIG, **FUSED,
     )  # fmt: skip
     return y

@@ -35,12 +35,14 @@ def step(
         b_kept = b_delta * tl.load(scale + i_b * sg_b + o_d, mask=m_d, other=1.0).to(tl.float32)
     if HAS_THRESHOLD:
         b_threshold = tl.load(threshold + i_b * sg_b + o_d, mask=m_d, other=0.0).to(tl.float32)
-        b_kept = tl.where(b_delta > b_threshold, b_kept, 0.0)
+        b_kept = tl.where(b_delta > b_threshold, b_kept, tl.where(b_delta <= b_threshold, 0.0, float("nan")))
     b_A = tl.load(A + o_dn, mask=m_dn, other=0.0).to(tl.float32) * LOG2E
     b_B = tl.load(B + i_b * sB_b + o_n, mask=m_n, other=0.0).to(tl.float32)
     b_C = tl.load(C + i_b * sC_b + o_n, mask=m_n, other=0.0).to(tl.float32)
     b_h = tl.load(p_state, mask=m_dn, other=0.0)
     b_h = tl.exp2(b_kept[:, None] * b_A) * b_h + (b_kept * b_x)[:, None] * b_B[None, :]
+    if N < BLOCK_N:
+        b_h = tl.where(m_n[None, :], b_h, 0.0)  # beside the states infinity times 0 is NaN
     tl.store(p_state, b_h, mask=m_dn)
     b_y = tl.sum(b_h * b_C[None, :], axis=1)
     if HAS_D:

@@ -25,7 +25,9 @@ def cuda(inputs):
     return {k: v.cuda() for k, v in inputs.items()}
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 5, 8), (2, 63, 40, 16), (1, 4096, 96, 16), (8, 300, 1536, 16)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (1, 7, 1, 4), (1, 1, 5, 8), (2, 63, 40, 16), (1, 4096, 96, 16), (8, 300, 1536, 16)], ids=str
+)
 @pytest.mark.parametrize("dropped", [(), ("index",)], ids=["all", "no index"])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 1e-2)])
 def test_scan(shape, dropped, dtype, bound, relative_rms):
@@ -106,7 +108,9 @@ def test_conv_scores_and_step(relative_rms):
     assert relative_rms(*ys) < 1e-5 and relative_rms(state, oracle) < 1e-5
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 2, 5, 1, 3), (2, 4096, 8, 64, 1, 128), (2, 777, 4, 64, 2, 256)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1, 1, 1), (1, 1, 2, 5, 1, 3), (2, 4096, 8, 64, 1, 128), (2, 777, 4, 64, 2, 256)], ids=str
+)
 @pytest.mark.parametrize("dropped", [(), ("index",)], ids=["all", "no index"])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 1e-2)])
 def test_ssd(shape, dropped, dtype, bound, relative_rms):
