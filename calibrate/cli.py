@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -14,6 +15,10 @@ def main() -> None:
     except ImportError as error:
         print(f'Error: {error.name} is missing; pip install "longscan[calibrate]"', file=sys.stderr)
         raise SystemExit(1) from None
-    from .commands import cli
-
+    if sys.stderr is None:  # closed; print() would take None for standard output, where results go
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    try:
+        from .commands import cli
+    except KeyboardInterrupt:  # torch takes seconds to import
+        raise SystemExit(130) from None
     cli(prog_name="calibrate")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from contextlib import suppress
+from typing import TextIO, TypeVar
 
 T = TypeVar("T")
 _quiet = False
@@ -34,6 +36,23 @@ def progress(items: Sequence[T], label: str, unit: str = "it") -> Iterable[T]:
 
 
 def say(text: str) -> None:
-    """One line of log on stderr."""
-    if not _quiet:
-        print(text, file=sys.stderr, flush=True)
+    """One line of log on stderr; that nobody can read it is no reason to end a run."""
+    if not _quiet and sys.stderr is not None:
+        with suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
+
+
+def writable(stream: TextIO | None) -> bool:
+    """Whether what was printed arrives; a stream that fails is closed off, so that the end of Python is silent."""
+    if stream is None:
+        return True
+    try:
+        stream.flush()
+        return True
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
+            stream.flush()
+        return False

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
-from ..kernels.dispatch import BACKENDS
+from ..kernels.dispatch import BACKENDS, _choose
+from .errors import first_line
 
 _PACKAGES = (
     "longscan", "torch", "numpy", "numba", "triton", "safetensors", "huggingface-hub", "tokenizers", "datasets",
@@ -25,14 +27,24 @@ def environment() -> dict[str, Any]:
         "packages": {name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cpu": {"name": _cpu(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()},
+        "cpu": {"name": _cpu(), "cores": os.cpu_count(), "torch_threads": torch.get_num_threads(), **_numba()},
         "cuda": torch.version.cuda,
         "hip": torch.version.hip,
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
         "backends": {name: _backend(name) for name in BACKENDS},
+        "auto": {
+            place: ": ".join(_choose(place, torch.float32)) for place in ["cpu"] + ["cuda"] * torch.cuda.is_available()
+        },
         "settings": {
             name: os.environ[name]
-            for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "TRITON_INTERPRET", "HF_ENDPOINT", "HF_HUB_OFFLINE")
+            for name in (
+                "OMP_NUM_THREADS",
+                "NUMBA_NUM_THREADS",
+                "TRITON_INTERPRET",
+                "HF_ENDPOINT",
+                "HF_HUB_OFFLINE",
+                "NUMBA_CACHE_DIR",
+            )
             if name in os.environ
         },
     }
@@ -63,10 +75,34 @@ def _gpu(index: int) -> dict[str, Any]:
     }
 
 
+def _numba() -> dict[str, Any]:
+    """Its threads, and where its compiled loops are kept (None: nowhere)."""
+    try:
+        import numba
+
+        from ..kernels.cpu_cache import cache_folder
+
+        return {"numba_threads": numba.get_num_threads(), "numba_cache": _home_hidden(cache_folder())}
+    except Exception:  # the backend's own line says why
+        return {"numba_threads": None, "numba_cache": None}
+
+
+def _home_hidden(path: str | None) -> str | None:
+    """A path that can be shown: nothing that identifies anyone."""
+    home = os.path.expanduser("~")
+    return "~" + path.removeprefix(home) if path and home != "/" and path.startswith(home + os.sep) else path
+
+
 def _backend(name: str) -> str:
+    """Whether it can run, found out by importing what it needs."""
     needs = _NEEDS.get(name)
     if needs and not find_spec(needs):
         return f"missing; pip install {needs}"
+    try:
+        if needs:
+            import_module(needs)
+    except Exception as error:  # wrong versions beside each other raise anything
+        return f"fails: {first_line(error, 120)}"
     if name == "triton" and not torch.cuda.is_available():
         return "installed, no GPU"
     return "ready"
@@ -79,12 +115,15 @@ def render(found: dict[str, Any]) -> str:
     lines += [
         f"{'python':<18}{found['python']}",
         f"{'system':<18}{found['system']}",
-        f"{'cpu':<18}{cpu['name']}, {cpu['cores']} cores, torch uses {cpu['torch_threads']} threads",
+        f"{'cpu':<18}{cpu['name']}, {cpu['cores']} cores, threads: torch {cpu['torch_threads']}, "
+        f"numba {cpu['numba_threads'] or '-'}",
+        f"{'numba cache':<18}{cpu['numba_cache'] or 'none: every process compiles; set NUMBA_CACHE_DIR'}",
         f"{'cuda / hip':<18}{found['cuda'] or '-'} / {found['hip'] or '-'}",
     ]
     lines += [f"{'gpu':<18}{g['name']}, {g['memory_gib']} GiB, sm {g['capability']}" for g in found["gpus"]] or [
         "gpu               -"
     ]
     lines += [f"{'backend ' + name:<18}{state}" for name, state in found["backends"].items()]
+    lines += [f"{'auto on ' + device:<18}{choice}" for device, choice in found["auto"].items()]
     lines += [f"{name}={value}" for name, value in found["settings"].items()]
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
+from .cpu_cache import CACHE
 from .cpu_math import FAST, LOG2E, exp2_negative, silu, softplus
 from .cpu_vector import LANES, token
 
@@ -26,7 +27,7 @@ _CONV = "void(f4[:,:,:], f4[:,::1], f4[::1], f4[:,:,::1], b1[:,:], f4[:,:,::1])"
 _SCORES = "void(f4[:,:,::1], f4[::1], b1, b1[:,:], f4[::1], f4[:,::1])"
 
 
-@njit(_SCAN, parallel=True, fastmath=FAST, cache=True, error_model="numpy", nogil=True)
+@njit(_SCAN, parallel=True, fastmath=FAST, cache=CACHE, error_model="numpy", nogil=True)
 def scan(x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, index, mask, y, state):
     """All float32 but index (B, K) int64 and mask (B, L) bool; absent options are arrays of size 0.
 
@@ -75,7 +76,7 @@ def scan(x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, index, m
                 state[b, d0 + c, n] = h[n, c]
 
 
-@njit(_STEP, fastmath=FAST, cache=True, error_model="numpy", nogil=True)
+@njit(_STEP, fastmath=FAST, cache=CACHE, error_model="numpy", nogil=True)
 def step(state, x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, y):
     """One token: state (B, D, N) in place, x, delta, z (B, D), B, C (B, N); absent options have size 0."""
     rows, channels = x.shape
@@ -115,7 +116,7 @@ def step(state, x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, y
                 y[b, d] *= silu(z[b, d])
 
 
-@njit(_CONV, parallel=True, fastmath=FAST, cache=True, error_model="numpy", nogil=True)
+@njit(_CONV, parallel=True, fastmath=FAST, cache=CACHE, error_model="numpy", nogil=True)
 def conv(x, taps, bias, before, mask, y):
     """silu of the causal depthwise convolution. x, y (B, L, D); taps (W, D); before (B, W-1, D), the last inputs."""
     rows, L, channels = x.shape
@@ -144,7 +145,7 @@ def conv(x, taps, bias, before, mask, y):
                 y[b, t, d] = silu(acc[d])
 
 
-@njit(_SCORES, parallel=True, fastmath=FAST, cache=True, error_model="numpy", nogil=True)
+@njit(_SCORES, parallel=True, fastmath=FAST, cache=CACHE, error_model="numpy", nogil=True)
 def scores(delta, bias, use_softplus, mask, weight, out):
     """out (B, L) = sqrt(sum_d weight_d delta_d^2)."""
     rows, L, channels = delta.shape

@@ -8,7 +8,7 @@ import torch
 
 from .attach.hybrid import load_hybrid
 from .checkpoint.config import ModelConfig, is_hybrid
-from .checkpoint.source import Source, is_hub_id, is_known_anywhere, locate
+from .checkpoint.source import Source, expand, is_hub_id, is_known_anywhere, locate
 from .errors import CheckpointError
 from .families.weights import read_weights
 from .model import LM
@@ -44,6 +44,8 @@ def load(
         own = Sidecar.read(source.folder)
         source = _base_model(own, str(model))
         sidecar = own if sidecar is None else sidecar
+    if revision is not None and not (is_hub_id(source.name) or _takes_revision(sidecar)):
+        raise CheckpointError(f"{model} is not on the Hub, so it has no revision {revision!r}; leave out --revision")
     path = source.find("config.json")
     if path is None:
         raise CheckpointError(f"{model} has no config.json; give a folder with a Mamba checkpoint")
@@ -54,6 +56,11 @@ def load(
         return lm
     sidecar.check_model(lm.fingerprint, source.name)
     return lm.with_sidecar(sidecar)
+
+
+def _takes_revision(sidecar: str | Path | Sidecar | None) -> bool:
+    """Whether `revision` says something about a sidecar: one on the Hub that names none itself."""
+    return isinstance(sidecar, str) and is_hub_id(sidecar) and not expand(sidecar).exists() and "@" not in sidecar
 
 
 def _load_plain(
@@ -84,16 +91,18 @@ def pick_device(device: str) -> torch.device:
         place = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"unknown device {device!r}; use auto, cpu or cuda") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no CUDA device here; use --device cpu")
+    if place.type == "meta":
+        raise ValueError("device 'meta' holds no values; use auto, cpu or cuda")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"no CUDA device {place.index or 0} here; use --device cpu")
     return place
 
 
 def pick_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """ "auto", a torch dtype or its name. Raises ValueError for anything that is no float type."""
+    """ "auto", a torch dtype or its name. Raises ValueError for anything but floats of 16 bits and more."""
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    if not isinstance(found, torch.dtype) or not found.is_floating_point or found.itemsize < 2:
         raise ValueError(f"unknown dtype {dtype!r}; use auto, float32, bfloat16 or float16")
     return found

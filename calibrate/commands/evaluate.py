@@ -9,7 +9,7 @@ import click
 
 from ...runtime import LM, load
 from ..errors import UserError
-from .group import METHODS, cli, json_option, lengths_callback, model_options, place_options
+from .group import METHODS, SEED, cli, json_option, lengths_callback, model_options, place_options
 
 
 @cli.command("eval")
@@ -22,7 +22,7 @@ from .group import METHODS, cli, json_option, lengths_callback, model_options, p
 @click.option("--windows", type=click.IntRange(1), help="Windows (perplexity), trials a depth (passkey).")
 @click.option("--protocol", type=click.Choice(("paired", "pg19")), default="paired", show_default=True)
 @place_options
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @json_option
 def evaluate_command(
     model: str,
@@ -46,13 +46,14 @@ def evaluate_command(
     from ..run import encode
     from ..texts.sources import read_texts
 
+    asked = None if methods is None else tuple(dict.fromkeys(m.strip() for m in methods.split(",")))
+    unknown = [m for m in asked or () if m not in METHODS]
+    if unknown:
+        raise click.BadParameter(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
     recipe = load_recipe(recipe_for_model(model))
     lm = load(model, sidecar, device=device, dtype=dtype, revision=revision)
     targets = lengths or _default_lengths(lm)
-    chosen = available(lm, targets) if methods is None else tuple(m.strip() for m in methods.split(","))
-    unknown = [m for m in chosen if m not in METHODS]
-    if unknown:
-        raise click.BadParameter(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
+    chosen = available(lm, targets) if asked is None else asked
     documents = encode(lm, read_texts(texts or recipe.texts.eval, role="eval"))
     request = Request(
         task,

@@ -8,10 +8,12 @@ from pathlib import Path
 import click
 
 from ...runtime import load
+from ...runtime.errors import os_reason
 from ..console import say
 from ..errors import UserError
 from ..speed import Watch, summary
-from .group import METHODS, cli, model_options, place_options
+from ..texts.files import standard_input
+from .group import METHODS, SEED, Number, cli, model_options, place_options
 
 
 @cli.command()
@@ -20,13 +22,11 @@ from .group import METHODS, cli, model_options, place_options
 @click.option("--prompt", help="Text to continue.")
 @click.option("--prompt-file", help="File with the text, - for standard input.")
 @click.option("--max-new-tokens", type=click.IntRange(0), default=128, show_default=True)
-@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True)
+@click.option("--temperature", type=Number(0), default=0.0, show_default=True)
 @click.option("--top-k", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
-@click.option("--min-p", type=click.FloatRange(0, 1), default=0.0, show_default=True)
-@click.option(
-    "--repetition-penalty", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="1 = none."
-)
+@click.option("--top-p", type=Number(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--min-p", type=Number(0, 1), default=0.0, show_default=True)
+@click.option("--repetition-penalty", type=Number(0, min_open=True), default=1.0, show_default=True, help="1 = none.")
 @click.option("--stop", multiple=True, help="End at this text; may be given several times.")
 @click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True)
 @click.option("--chunk", type=click.IntRange(1), help="Tokens read at once; by default from the device's memory.")
@@ -36,7 +36,7 @@ from .group import METHODS, cli, model_options, place_options
     help="Filter generated tokens too [default: as the sidecar says].",
 )
 @place_options
-@click.option("--seed", type=click.IntRange(0), help="For sampling.")
+@click.option("--seed", type=SEED, help="For sampling.")
 def generate(
     model: str,
     revision: str | None,
@@ -95,9 +95,10 @@ def generate(
 
 def _read_prompt(name: str) -> str:
     try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        return data.decode()
-    except FileNotFoundError:
-        raise UserError(f"no file {name}; check --prompt-file") from None
+        data = standard_input().read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read --prompt-file {name}: {os_reason(error)}") from None
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{name} is not UTF-8 text ({error.reason} at byte {error.start}); convert it") from None

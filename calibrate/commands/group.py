@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
 from ...runtime import CheckpointError, SidecarError
+from ...runtime.errors import os_reason
 from ...runtime.sidecar.plan import METHODS as RUNTIME_METHODS
+from ..console import writable
 from ..errors import UserError, first_line
 from ..lengths import parse_lengths
 from ..sidecars import producer_version
@@ -26,8 +33,9 @@ class Commands(click.Group):
         except (UserError, CheckpointError, SidecarError, ValueError) as error:
             fail(first_line(error, 600))
         except OSError as error:
-            where = f" ({error.filename})" if error.filename else ""
-            fail(f"{error.strerror or first_line(error)}{where}; free some space or choose another place")
+            raise click.exceptions.Exit(_refused(error)) from None
+        except ImportError as error:
+            fail(f"{first_line(error, 400)}; install it, and see `calibrate env` for what is here")
         except MemoryError:
             fail("out of memory; give a smaller measure.batch_tokens in the recipe, or shorter --lengths")
         except RuntimeError as error:
@@ -37,9 +45,14 @@ class Commands(click.Group):
                 raise
             fail("out of memory; give a smaller measure.batch_tokens in the recipe, or shorter --lengths")
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *more: Any, **kwargs: Any) -> Any:
         try:
-            code = super().main(*args, **{**kwargs, "standalone_mode": False}) or 0
+            arguments = list(sys.argv[1:] if args is None else args)
+            _check(arguments)
+            code = super().main(arguments, *more, **{**kwargs, "standalone_mode": False}) or 0
+        except UserError as error:
+            complain(str(error))
+            code = 1
         except click.ClickException as error:
             # A group without a command raises its help, in the versions of click that raise at all.
             helped = isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ()))
@@ -48,7 +61,35 @@ class Commands(click.Group):
         except (click.Abort, KeyboardInterrupt):
             click.echo("Error: interrupted; run the same command again to go on", err=True)
             code = 130
+        except OSError as error:  # help and the version are printed before any command is invoked
+            code = _refused(error)
+        if not writable(sys.stdout):
+            code = code or 1
         end(code)
+
+
+def _refused(error: OSError) -> int:
+    """Say what the system refused, by its own reason. A reader of our output that has gone (`| head`) is no error."""
+    if isinstance(error, BrokenPipeError):
+        return 128 + signal.SIGPIPE
+    printing = any(frame.f_code is click.echo.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+    name = error.filename if isinstance(error.filename, str) else ""
+    where = "standard output: " if printing else f"{name[-200:]}: " if name else ""
+    complain(where + os_reason(error))
+    return 1
+
+
+def _check(arguments: list[str]) -> None:
+    """Refuse what no option of ours can mean: bytes that are not text, an empty value, nowhere to print to."""
+    if sys.stdout is None:
+        raise UserError("standard output is closed; send it to a file or to /dev/null")
+    for before, argument in zip(["", *arguments], arguments):
+        if not argument.isprintable() and any("\ud800" <= c <= "\udfff" for c in argument):
+            shown = argument.encode(errors="backslashreplace").decode()
+            raise click.UsageError(f"argument {shown} is not UTF-8 text; give it as UTF-8 (a file: rename it)")
+        if arguments[0] != "lm-eval" and (not argument or re.fullmatch(r"--[\w-]+=", argument)):
+            name = argument.rstrip("=") or (before if before.startswith("-") else "an argument")
+            raise UserError(f"{name} is empty; give it a value or leave it out")
 
 
 def fail(message: str) -> None:
@@ -61,6 +102,19 @@ def lengths_callback(ctx: click.Context, parameter: click.Parameter, value: str 
         return None if value is None else parse_lengths(value)
     except UserError as error:
         raise click.BadParameter(str(error)) from None
+
+
+class Number(click.FloatRange):
+    """A finite number in a range: nan is in every range to click, because no comparison with it holds."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, ctx: click.Context | None) -> float:
+        found: float = super().convert(value, parameter, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value} is not a finite number.", parameter, ctx)
+        return found
+
+
+SEED = click.IntRange(0, 2**32 - 1)  # a recipe's range
 
 
 def grouped(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:

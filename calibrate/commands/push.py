@@ -23,10 +23,9 @@ def push(sidecar: str, repo_id: str, private: bool, revision: str | None, dry_ru
     part between its markers is rewritten later. The token is huggingface_hub's: HF_TOKEN, or `hf auth login`.
     """
     from ...runtime import Sidecar
-    from ...runtime.checkpoint.source import is_hub_id
     from ..share.push import gather, hub_licence, publish
 
-    if not is_hub_id(repo_id):
+    if not _is_repo(repo_id):
         raise click.BadParameter(f"{repo_id!r} is no repository id; give user/name")
     base = Sidecar.read(sidecar).metadata["base_model"]
     files = gather(sidecar, repo_id, None if dry_run else hub_licence(base))
@@ -44,3 +43,16 @@ def push(sidecar: str, repo_id: str, private: bool, revision: str | None, dry_ru
         click.echo(json.dumps({"repo": done.repo, "url": done.url, "commit": done.commit, "files": sizes}))
     else:
         click.echo(f"{done.url}\ncommit {done.commit}")
+
+
+def _is_repo(name: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    from ...runtime.checkpoint.source import is_hub_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return is_hub_id(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ...runtime import load
 from ..console import hush
 from ..errors import UserError
 from ..work.processes import join, leave
-from .group import METHODS, cli, json_option, lengths_callback, model_options, place_options
+from .group import METHODS, SEED, cli, json_option, lengths_callback, model_options, place_options
 
 
 @cli.command()
@@ -27,7 +28,7 @@ from .group import METHODS, cli, json_option, lengths_callback, model_options, p
 @click.option("--objective", type=click.Choice(("perplexity", "passkey", "mixed")), help="[default: the recipe's]")
 @click.option("--samples", type=click.IntRange(1), help="Windows per length [default: the recipe's].")
 @place_options
-@click.option("--seed", type=click.IntRange(0), help="Of every draw [default: the recipe's, mostly 0].")
+@click.option("--seed", type=SEED, help="Of every draw [default: the recipe's, mostly 0].")
 @click.option("--workdir", type=click.Path(path_type=Path, file_okay=False), help="Its journal [default: OUT.work].")
 @click.option("--resume/--fresh", default=True, help="Go on from what the journal has of this run, or forget that.")
 @json_option
@@ -61,6 +62,8 @@ def run(
     out = out or Path(f"{Path(model).name}.longscan.safetensors")
     if not (out.parent.is_dir()):
         raise UserError(f"no folder {out.parent}; create it or give another --out")
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"folder {out.parent} cannot be written; give another --out")
     world, device = join(device)
     if world.rank:
         hush()

@@ -7,6 +7,7 @@ it and hands over to the harness. Nothing here truncates: a prompt longer than m
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,13 +16,14 @@ import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 from torch import Tensor
 
 from ...runtime import load
 from ...runtime.checkpoint.tokenizer import eos_ids, plain_ids, start_ids
 from ...runtime.sidecar.sidecar import find_file
 from ..console import progress
+from ..errors import UserError, first_line
 from ..sidecars import producer_version
 from ..summary import calibrated_lengths
 
@@ -42,7 +44,7 @@ class LongScanLM(TemplateLM):
 
     def __init__(
         self,
-        pretrained: str,
+        pretrained: str = "",
         sidecar: str | None = None,
         *,
         revision: str | None = None,
@@ -54,16 +56,44 @@ class LongScanLM(TemplateLM):
         dtype: str = "auto",
         tokenizer: str | None = None,
         max_batch_size: int | None = None,
+        **unknown: Any,
     ) -> None:
         super().__init__()
+        known = [name for name in inspect.signature(LongScanLM).parameters if name != "unknown"]
+        if unknown:
+            raise ValueError(f"--model_args has no {', '.join(map(repr, unknown))}; it takes: {', '.join(known)}")
+        if not pretrained:
+            raise ValueError("--model_args names no model; give pretrained=MODEL")
         self.lm = load(pretrained, sidecar, device=device or "auto", dtype=dtype, revision=revision)
         self.pretrained, self.sidecar, self.method, self.revision = pretrained, sidecar, method, revision
-        self.limit = None if max_length is None else int(max_length)
-        self.max_gen_toks = int(max_gen_toks)
-        self.rows = None if str(batch_size).startswith("auto") else int(batch_size or 1)
+        self.limit = None if max_length is None else _whole("max_length", max_length)
+        self.max_gen_toks = _whole("max_gen_toks", max_gen_toks)
+        self.rows = None if str(batch_size).startswith("auto") else _whole("batch_size", batch_size or 1)
         self._device = self.lm.device
         self._eos = next(iter(eos_ids(self.lm.tokenizer, self.lm.config)), None)
         self.plans: Counter[str] = Counter()  # resolved method -> prompts read with it
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> LongScanLM:
+        """What --model_args says, and the harness's own options (--batch_size 1 is its default, not a wish)."""
+        more = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        if more.get("batch_size") in (1, "1"):
+            more = {**more, "batch_size": arg_dict.get("batch_size", 1)}
+        twice = [name for name in arg_dict if name in more and str(arg_dict[name]) != str(more[name])]
+        if twice:
+            raise ValueError(f"{twice[0]} differs between --model_args and --{twice[0]}; give one of them")
+        return cls(**{**arg_dict, **more})
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> LongScanLM:
+        """The same from "key=value,key=value"."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    def apply_chat_template(self, *_: Any, **__: Any) -> str:
+        """Refused: prompts are read as the task writes them."""
+        raise ValueError("longscan applies no chat template; leave out --apply_chat_template")
 
     @property
     def eot_token_id(self) -> int | None:
@@ -218,11 +248,31 @@ class LongScanLM(TemplateLM):
         return answers
 
 
+def _whole(name: str, value: int | str) -> int:
+    if not str(value).isdecimal() or int(value) < 1:
+        raise ValueError(f"{name}={value} in --model_args is no whole number above 0; give one")
+    return int(value)
+
+
 def main(arguments: Sequence[str]) -> None:
-    """Run the harness's own command line, with the class above registered."""
+    """Run the harness's own command line, with the class above registered.
+
+    Raises UserError where a task's data cannot be fetched or what it needs is not installed.
+    """
     import sys
 
     from lm_eval.__main__ import cli_evaluate
 
     sys.argv = ["lm_eval", *arguments]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except ImportError as error:
+        raise UserError(f"a task needs what is not installed: {first_line(error, 300)}; install it") from error
+    except OSError as error:
+        if error.errno is not None and not isinstance(error, ConnectionError):
+            raise
+        raise UserError(
+            f"cannot fetch what a task needs ({first_line(error, 300)}); check the name and the connection"
+        ) from error
+    except (KeyError, TypeError, NotImplementedError) as error:  # the harness's own refusals, among them task files
+        raise UserError(f"lm-eval: {type(error).__name__}: {first_line(error, 300)}; check its arguments") from error

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...runtime.errors import os_reason
 from ..errors import UserError, first_line
 from ..summary import label, ordered
 from .plots import Picture, axes, colour, heat, length_axis, plain_ticks, tokens
@@ -17,7 +18,7 @@ def read_eval(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read {path.name} ({error.strerror}); check --eval") from error
+        raise UserError(f"cannot read {path.name} of --eval: {os_reason(error)}") from error
     except ValueError as error:
         raise UserError(f"{path.name} is not JSON ({first_line(error, 80)}); give what eval --json printed") from error
     rows = document.get("rows") if isinstance(document, dict) else None

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...runtime.errors import os_reason
 from ...runtime.sidecar.sidecar import Sidecar
 from ..errors import UserError, first_line
 from ..summary import Facts, calibrated_lengths, command, headline, label, layer_values, score_tables
@@ -87,7 +88,7 @@ def read_run(path: Path, sidecar: bytes) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read {path.name} ({error.strerror}); check --run") from error
+        raise UserError(f"cannot read {path.name} of --run: {os_reason(error)}") from error
     except ValueError as error:
         raise UserError(f"{path.name} is not JSON ({first_line(error, 80)}); give what run --json printed") from error
     if not isinstance(document, dict) or not {"sha256", "cost", "seconds", "tokens"} <= set(document):

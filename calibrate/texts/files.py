@@ -7,13 +7,18 @@ import gzip
 import json
 import os
 import shutil
+import sys
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, cast
 
+from ...runtime.errors import os_reason
 from ..errors import UserError, first_line
+from .columns import NULL, Row, choose_column, note_columns, pick_column, texts_in
 
 KINDS = (".txt", ".md", ".jsonl", ".parquet")
 KINDS_TEXT = ".txt, .md, .jsonl or .parquet, each also .gz"
@@ -29,17 +34,43 @@ def has_columns(name: str) -> bool:
     return kind_of(name) in (".jsonl", ".parquet")
 
 
-def files_in(folder: Path) -> list[Path]:
-    """Every readable file below a folder, sorted by its name inside it; hidden files and folders are left out."""
-    found = []
-    for root, folders, names in os.walk(folder):
+def files_in(folder: Path, left: Counter[str]) -> list[Path]:
+    """Every readable file below a folder, sorted by its name inside it; links are followed, each folder once.
+
+    What is hidden, of another kind, or no regular file is counted in `left`.
+
+    Raises:
+        UserError: a folder below cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot list folder {Path(error.filename).name}: {os_reason(error)}")
+
+    found, seen = [], set()
+    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:
+            left["folders linked twice"] += 1
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        left["hidden files and folders"] += sum(name.startswith(".") for name in (*folders, *names))
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(root, name) for name in names if kind_of(name) and not name.startswith(".")]
+        for path in (Path(root, name) for name in names if not name.startswith(".")):
+            if kind_of(path.name) is None:
+                left["files of another kind"] += 1
+            elif path.exists() and not path.is_file():
+                left["devices and pipes"] += 1
+            else:
+                found.append(path)  # a link to nothing, too: reading it says so
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def read_file(path: Path, column: str | None, max_bytes: int) -> Iterator[str]:
+def read_file(path: Path, column: str | None, max_bytes: int, left: Counter[str]) -> Iterator[str]:
     """The documents of one file, lazily. No more than about `max_bytes` of a plain text are held.
+
+    Null rows and columns that are not read are counted in `left`.
 
     Raises:
         UserError: not readable, damaged, not UTF-8, a bad line or no such column.
@@ -50,16 +81,22 @@ def read_file(path: Path, column: str | None, max_bytes: int) -> Iterator[str]:
     try:
         with _open(path) as handle:
             if kind == ".jsonl":
-                yield from _jsonl(handle, path.name, column)
+                yield from _jsonl(handle, path.name, column, left)
             elif kind == ".parquet":
-                yield from _parquet(handle, path.name, column)
+                yield from _parquet(handle, path.name, column, left)
             else:
                 yield read_plain(handle, path.name, max_bytes)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path.name} is not a whole gzip file ({first_line(error)}); compress it again") from error
     except OSError as error:
-        reason = error.strerror or first_line(error)
-        raise UserError(f"cannot read {path.name}: {reason}; check the file and its permissions") from error
+        raise UserError(f"cannot read {path.name}: {os_reason(error)}") from error
+
+
+def standard_input() -> IO[bytes]:
+    """Standard input as bytes. Raises UserError where it was closed."""
+    if sys.stdin is None:
+        raise UserError("standard input is closed; pipe a text in, or name a file")
+    return sys.stdin.buffer
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -83,31 +120,17 @@ def _decode(data: bytes, where: str, whole: bool = True) -> str:
         ) from error
 
 
-def pick_column(fields: Mapping[str, bool], wanted: str | None, where: str) -> str:
-    """Which field holds the text: the wanted one, else "text", else the only string field.
-
-    `fields` says of every field whether it holds strings.
-
-    Raises:
-        UserError: no such field, or several and none is called "text".
-    """
-    names = ", ".join(fields) or "none"
-    if wanted is not None:
-        if wanted not in fields:
-            raise UserError(f"{where} has no column {wanted!r}; its columns are: {names}")
-        if not fields[wanted]:
-            raise UserError(f"column {wanted!r} of {where} does not hold strings; its columns are: {names}")
-        return wanted
-    if fields.get("text"):
-        return "text"
-    strings = [name for name, is_string in fields.items() if is_string]
-    if len(strings) == 1:
-        return strings[0]
-    raise UserError(f"{where} has no column 'text' (its columns are: {names}); say which one with SOURCE@column")
+def _jsonl(handle: IO[bytes], where: str, wanted: str | None, left: Counter[str]) -> Iterator[str]:
+    rows = _rows(handle, where)
+    column, held = choose_column(rows, wanted)
+    if column is None:
+        left[NULL] += len(held)
+        return
+    note_columns(held[-1][1], column, wanted, left)
+    yield from texts_in(chain(held, rows), column, wanted, left)
 
 
-def _jsonl(handle: IO[bytes], where: str, column: str | None) -> Iterator[str]:
-    picked: str | None = None
+def _rows(handle: IO[bytes], where: str) -> Iterator[Row]:
     for number, line in enumerate(handle, 1):
         if not line.strip():
             continue
@@ -118,36 +141,19 @@ def _jsonl(handle: IO[bytes], where: str, column: str | None) -> Iterator[str]:
             raise UserError(f"{at} is not JSON ({first_line(error, 80)}); write one JSON object a line") from error
         if not isinstance(row, dict):
             raise UserError(f'{at} is not a JSON object; write one object a line, such as {{"text": "..."}}')
-        if picked is None:
-            picked = pick_column({name: isinstance(value, str) for name, value in row.items()}, column, at)
-        yield _string(row, picked, at)
+        yield at, row
 
 
-def _string(row: Mapping[str, object], column: str, at: str) -> str:
-    if column not in row:
-        raise UserError(f"{at} has no field {column!r}; give every line that field or choose another with @column")
-    value = row[column]
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise UserError(f"field {column!r} of {at} is not a string; choose another with @column")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"field {column!r} of {at} holds half a surrogate pair; write it as UTF-8") from error
-    return value
-
-
-def _parquet(handle: IO[bytes], where: str, column: str | None) -> Iterator[str]:
+def _parquet(handle: IO[bytes], where: str, wanted: str | None, left: Counter[str]) -> Iterator[str]:
     try:
         import pyarrow as arrow
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise UserError('reading .parquet needs pyarrow; run: pip install "longscan[calibrate]"') from error
 
-    def is_string(kind: Any) -> bool:
+    def is_string(kind: Any) -> bool | None:
         kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
-        return bool(arrow.types.is_string(kind) or arrow.types.is_large_string(kind))
+        return None if arrow.types.is_null(kind) else str(kind) in ("string", "large_string", "string_view")
 
     with tempfile.TemporaryFile() as plain:  # parquet is read from its end; a gzip stream cannot seek there cheaply
         if isinstance(handle, gzip.GzipFile):
@@ -155,8 +161,15 @@ def _parquet(handle: IO[bytes], where: str, column: str | None) -> Iterator[str]
             plain.seek(0)
         try:
             table = parquet.ParquetFile(plain if isinstance(handle, gzip.GzipFile) else handle)
-            picked = pick_column({field.name: is_string(field.type) for field in table.schema_arrow}, column, where)
-            for batch in table.iter_batches(batch_size=16, columns=[picked]):
-                yield from (value or "" for value in batch.column(0).to_pylist())
+            kinds = {field.name: is_string(field.type) for field in table.schema_arrow}
+            column = pick_column(kinds, wanted, where)
+            if column is None:
+                left[NULL] += table.metadata.num_rows
+                return
+            note_columns(kinds, column, wanted, left)
+            for batch in table.iter_batches(batch_size=16, columns=[column]):
+                values = batch.column(0).to_pylist()
+                left[NULL] += values.count(None)
+                yield from (value for value in values if value is not None)
         except (arrow.ArrowException, UnicodeDecodeError) as error:
             raise UserError(f"{where} is not a readable parquet file ({first_line(error)}); write it again") from error

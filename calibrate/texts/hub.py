@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
 from ..errors import UserError, first_line
-from .files import pick_column
+from .columns import choose_column, note_columns, texts_in
 
 _HUB = re.compile(
     r"(?P<name>[\w][\w.-]*(?:/[\w][\w.-]*)?)(?::(?P<config>[^#@:]+))?(?:#(?P<split>[^#@:]+))?(?:@(?P<column>[^@]+))?",
@@ -38,8 +39,10 @@ def parse_hub_source(source: str) -> HubSource | None:
     return HubSource(**found.groupdict()) if found else None
 
 
-def stream_hub(source: HubSource, role: str) -> tuple[HubSource, Iterator[str]]:
+def stream_hub(source: HubSource, role: str, left: Counter[str]) -> tuple[HubSource, Iterator[str]]:
     """The source with its split and column filled in, and its documents, lazily.
+
+    Null rows and columns that are not read are counted in `left`.
 
     Raises:
         UserError: `datasets` is not installed, the Hub or the data set cannot be read, no such split or column.
@@ -55,23 +58,15 @@ def stream_hub(source: HubSource, role: str) -> tuple[HubSource, Iterator[str]]:
     if source.split is not None and source.split not in splits:
         raise UserError(f"data set {source.name} has no split {source.split!r}; it has: {', '.join(splits)}")
     split = source.split or next((name for name in _SPLITS[role] if name in splits), next(iter(splits)))
-    rows = _rows(source, splits[split])
-    first = next(rows, None)
-    if first is None:
+    rows = ((f"row {n} of data set {source.name}", row) for n, row in enumerate(_rows(source, splits[split]), 1))
+    column, held = choose_column(rows, source.column)
+    if not held:
         raise UserError(f"split {split!r} of data set {source.name} is empty; choose another with #split")
-    fields = {name: isinstance(value, str) for name, value in first.items()}
-    column = pick_column(fields, source.column, f"data set {source.name}")
-
-    def documents() -> Iterator[str]:
-        for row in chain((first,), rows):
-            yield _text(row, column)
-
-    return HubSource(source.name, source.config, split, column), documents()
-
-
-def _text(row: dict[str, object], column: str) -> str:
-    value = row.get(column)
-    return value if isinstance(value, str) else ""
+    if column is None:
+        raise UserError(f"split {split!r} of data set {source.name} holds only nulls; choose another with #split")
+    note_columns(held[-1][1], column, source.column, left)
+    found = HubSource(source.name, source.config, split, column)
+    return found, texts_in(chain(held, rows), column, source.column, left)
 
 
 def _rows(source: HubSource, split: Iterable[dict[str, object]]) -> Iterator[dict[str, object]]:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from ..console import say
 from ..errors import UserError
-from .files import KINDS_TEXT, files_in, has_columns, kind_of, read_file, read_plain
+from .files import KINDS_TEXT, files_in, has_columns, kind_of, read_file, read_plain, standard_input
 from .hub import HubSource, parse_hub_source, stream_hub
 
 Role = Literal["run", "eval"]
@@ -52,6 +53,8 @@ class Texts:
 def read_texts(source: str, *, role: Role, max_bytes: int | None = None) -> Texts:
     """Read a SOURCE, up to `max_bytes` of UTF-8 (the last document is cut there); blank documents are left out.
 
+    Whatever is left out is said in one line on stderr.
+
     Raises:
         UserError: the source is missing, empty, unreadable, not UTF-8, or its column cannot be told.
     """
@@ -59,17 +62,17 @@ def read_texts(source: str, *, role: Role, max_bytes: int | None = None) -> Text
         raise UserError("no texts given; name a file, a folder, - or a Hub data set with --texts")
     if max_bytes is not None and max_bytes < 1:
         raise UserError(f"a limit of {max_bytes} bytes leaves no text; give a larger one")
-    local = max_bytes or LOCAL_LIMIT
+    local, left = max_bytes or LOCAL_LIMIT, Counter[str]()
     if source == "demo":
-        return _gather("demo", _demo(role, local), local)
+        return _gather("demo", _demo(role, local, left), local, left)
     if source == "-":
-        return _gather("stdin", iter([read_plain(sys.stdin.buffer, "standard input", local)]), local)
+        return _gather("stdin", iter([read_plain(standard_input(), "standard input", local)]), local, left)
     path, column = _on_disk(source)
     if path is not None:
         name = path.resolve().name + (f"@{column}" if column else "")
-        return _gather(name, _read_path(path, column, local), local)
-    hub, documents = stream_hub(_hub_source(source), role)
-    return _gather(str(hub), documents, max_bytes or STREAM_LIMIT)
+        return _gather(name, _read_path(path, column, local, left), local, left)
+    hub, documents = stream_hub(_hub_source(source), role, left)
+    return _gather(str(hub), documents, max_bytes or STREAM_LIMIT, left)
 
 
 def recorded_source(source: str) -> str:
@@ -92,6 +95,8 @@ def split_documents(texts: Texts, held_out: float = 0.25) -> tuple[Texts, Texts]
     if not 0 < held_out < 1:
         raise ValueError(f"held_out must lie between 0 and 1, not {held_out}")
     documents = list(dict.fromkeys(texts.documents))
+    if len(documents) < len(texts.documents):
+        say(f"{texts.name}: left out: repeated documents ({len(texts.documents) - len(documents)})")
     if len(documents) == 1:
         first, last = _cut(documents[0], held_out, texts.name)
         return replace(texts, documents=[first]), replace(texts, documents=[last])
@@ -120,10 +125,10 @@ def _cut(document: str, held_out: float, name: str) -> tuple[str, str]:
     return first, last
 
 
-def _demo(role: Role, max_bytes: int) -> Iterator[str]:
+def _demo(role: Role, max_bytes: int, left: Counter[str]) -> Iterator[str]:
     for name in (_DEMO_FILES[role], _DEMO_FILES[role] + ".gz"):
         if (DEMO / name).is_file():
-            return read_file(DEMO / name, None, max_bytes)
+            return read_file(DEMO / name, None, max_bytes, left)
     name = _DEMO_FILES[role]
     raise UserError(f"the bundled text {name} is missing; install longscan again or name a file with --texts")
 
@@ -141,17 +146,17 @@ def _on_disk(source: str) -> tuple[Path | None, str | None]:
     return None, None
 
 
-def _read_path(path: Path, column: str | None, max_bytes: int) -> Iterator[str]:
+def _read_path(path: Path, column: str | None, max_bytes: int, left: Counter[str]) -> Iterator[str]:
     name = path.resolve().name
     if not path.is_file() and not path.is_dir():
         raise UserError(f"{name} is neither a file nor a folder; pipe it in and give - as the source")
-    files = files_in(path) if path.is_dir() else [path]
+    files = files_in(path, left) if path.is_dir() else [path]
     if not files:
-        raise UserError(f"folder {name} holds no texts; put files in it ({KINDS_TEXT})")
+        raise UserError(f"folder {name} holds no texts{_found(left)}; put files in it ({KINDS_TEXT})")
     if column and not any(has_columns(file.name) for file in files):
         raise UserError(f"{name} has no columns; leave out @{column}")
     for file in files:
-        yield from read_file(file, column if has_columns(file.name) else None, max_bytes)
+        yield from read_file(file, column if has_columns(file.name) else None, max_bytes, left)
 
 
 def _looks_like_path(source: str) -> bool:
@@ -168,11 +173,12 @@ def _hub_source(source: str) -> HubSource:
     return hub
 
 
-def _gather(name: str, documents: Iterable[str], max_bytes: int) -> Texts:
+def _gather(name: str, documents: Iterable[str], max_bytes: int, skipped: Counter[str]) -> Texts:
     kept: list[str] = []
     left, truncated = max_bytes, False
     for document in documents:
         if not document.strip():
+            skipped["blank documents"] += 1
             continue
         if left == 0:
             truncated = True
@@ -186,5 +192,17 @@ def _gather(name: str, documents: Iterable[str], max_bytes: int) -> Texts:
         if truncated:
             break
     if not kept:
-        raise UserError(f"{name} holds no text; give a source that is not empty")
+        raise UserError(f"{name} holds no text{_found(skipped)}; give a source that is not empty")
+    parts = [f"all beyond the first {max_bytes:,} bytes"] * truncated + _listed(skipped)
+    if parts:
+        say(f"{name}: documents ({len(kept)}); left out: {', '.join(parts)}")
     return Texts(name, kept, truncated)
+
+
+def _listed(skipped: Counter[str]) -> list[str]:
+    return [f"{label} ({n:,})" for label, n in skipped.items() if n]
+
+
+def _found(skipped: Counter[str]) -> str:
+    parts = ", ".join(_listed(skipped))
+    return f" (found: {parts})" if parts else ""

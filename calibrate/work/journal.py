@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ...runtime.errors import os_reason
 from ...runtime.files import save_tensors
 from ..errors import UserError
 from .processes import ALONE, World
@@ -70,7 +71,7 @@ class Journal:
                 )
             return f"cannot use {NAME} in {folder} ({error}); give another --workdir, on a local disk"
         except OSError as error:
-            return f"cannot use work folder {folder}: {error.strerror}; give another --workdir"
+            return f"cannot use work folder {folder}: {os_reason(error)}, or give another --workdir"
         if self._known:
             self.note = f"going on from {len(self._known)} scores in {NAME}"
         elif others:
@@ -97,7 +98,8 @@ class Journal:
             try:
                 self._db.execute("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", [self._run, key, json.dumps(value)])
             except sqlite3.Error as error:
-                raise UserError(f"cannot write to {NAME} ({error}); free some space and run the same again") from error
+                remedy = "free some space" if "full" in str(error) else "check the work folder"
+                raise UserError(f"cannot write to {NAME} ({error}); {remedy} and run the same again") from error
 
     def tensors(self, key: str) -> dict[str, Tensor] | None:
         """Tensors put under this key by an earlier run; None on every rank if the first has none."""

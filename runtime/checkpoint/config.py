@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, os_reason
 from .config_keys import check_keys, is_state_spaces, refuse_quantised
 
 PILE_TRAIN_LENGTH = 2048  # the published state-spaces models; their config.json does not say
@@ -79,7 +79,7 @@ def _object(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(f"cannot read {path.name}: {error.strerror}; check the file") from error
+        raise CheckpointError(f"cannot read {path.name}: {os_reason(error)}") from error
     except ValueError as error:
         raise CheckpointError(f"{path.name} is not valid JSON ({error}); download the model again") from error
     if not isinstance(data, dict):

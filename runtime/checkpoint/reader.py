@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, os_reason
 from .source import Source
 from .weight_files import weight_files
 
@@ -69,7 +69,9 @@ def _read_file(path: Path) -> Iterator[tuple[str, Tensor]]:
             for name in names:  # opened anew for each: an open file keeps every page that was read of it resident
                 with safe_open(path, framework="pt") as file:
                     yield name, file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path.name}: {os_reason(error)}") from error
+        except SafetensorError as error:
             raise CheckpointError(
                 f"{path.name} is not a readable safetensors file ({error}); download it again"
             ) from error
@@ -78,6 +80,8 @@ def _read_file(path: Path) -> Iterator[tuple[str, Tensor]]:
         with path.open("rb") as file:
             mapped = file.read(4) == b"PK\x03\x04"  # a zip archive; torch before 1.6 wrote another format
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path.name}: {os_reason(error)}") from error
     except Exception as error:  # weights_only raises UnpicklingError, RuntimeError, EOFError and others
         first = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise CheckpointError(

@@ -55,6 +55,14 @@ def is_known_anywhere(name: str) -> bool:
     return name in BUNDLED or is_hub_id(name)
 
 
+def expand(name: str | Path) -> Path:
+    """A path with its ~ resolved; as it stands where nobody has that home."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def locate(model: str, revision: str | None = None) -> Source:
     """Turn MODEL (`demo`, `demo-mamba2`, a folder, or a Hub id) into a Source, downloading what is missing.
 
@@ -62,7 +70,7 @@ def locate(model: str, revision: str | None = None) -> Source:
     """
     if model in BUNDLED:
         return Source(model, "", BUNDLED[model])
-    path = Path(model).expanduser()
+    path = expand(model)
     if path.is_dir():
         return _merged(Source(path.resolve().name, "", path))
     if path.is_file():

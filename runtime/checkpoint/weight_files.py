@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, os_reason
 
 SAFE, BIN, INDEX = "model.safetensors", "pytorch_model.bin", ".index.json"
 _NO_MODEL = {"adapter_model": "an adapter, to be merged into its model", "longscan.safetensors": "a sidecar"}
@@ -21,7 +21,9 @@ def weight_map(index: Path) -> dict[str, str]:
     """A shard index as tensor -> file. Raises CheckpointError unless it is one, with all files beside it."""
     try:
         found = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"cannot read {index.name}: {os_reason(error)}") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{index.name} is not a shard index; download the model again") from error
     strange = [str(name) for name in found.values() if not isinstance(name, str) or Path(name).name != name]
     if strange or not found:

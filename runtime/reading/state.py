@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..errors import os_reason
 from ..files import save_tensors
 from ..sidecar.plan import Plan
 from .reservoir import Tokens, concatenate
@@ -101,7 +102,9 @@ def read_state(path: str | Path, fingerprint: str, sidecar: str, device: torch.d
         with safe_open(path, framework="pt") as file:
             meta = file.metadata() or {}
             tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {os_reason(error)}") from error
+    except SafetensorError as error:
         raise ValueError(f"{path} is not a readable state file ({error}); save the state again") from error
     if meta.get("schema") != "longscan.state":
         raise ValueError(f"{path} holds no saved state; give a file written by State.save")

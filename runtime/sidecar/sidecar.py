@@ -27,8 +27,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..checkpoint.source import SIDECAR_FILE, download, is_hub_id, split_revision
-from ..errors import CheckpointError, SidecarError
+from ..checkpoint.source import SIDECAR_FILE, download, expand, is_hub_id, split_revision
+from ..errors import CheckpointError, SidecarError, os_reason
 from ..files import save_tensors
 from .interpolation import Interpolation, look_up
 from .plan import METHODS, Plan
@@ -82,7 +82,9 @@ class Sidecar:
             with safe_open(path, framework="pt") as file:
                 metadata = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
+            raise SidecarError(f"cannot read {path.name}: {os_reason(error)}") from error
+        except SafetensorError as error:
             raise SidecarError(f"{path.name} is not a readable safetensors file ({error}); fetch it again") from error
         side = Sidecar(tensors, metadata)
         check(side.tensors, side.metadata)
@@ -212,7 +214,7 @@ def filters_decode(sidecar: Sidecar | None, asked: bool | None) -> bool:
 
 def find_file(path_or_repo: str | Path, revision: str | None = None) -> Path:
     """The sidecar's file, downloaded if need be; see Sidecar.read. Raises SidecarError if there is none."""
-    path = Path(path_or_repo).expanduser()
+    path = expand(path_or_repo)
     if path.is_file():
         return path
     if path.is_dir():

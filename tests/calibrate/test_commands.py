@@ -231,7 +231,7 @@ def test_full_disk(folder, text, tmp_path, monkeypatch):
 def test_generate_needs_one_prompt(folder):
     assert "either" in call("generate", "--model", folder, code=2).stderr
     assert "empty" in call("generate", "--model", folder, "--prompt", "", code=1).stderr
-    assert "no file" in call("generate", "--model", folder, "--prompt-file", "/nowhere", code=1).stderr
+    assert "No such file" in call("generate", "--model", folder, "--prompt-file", "/nowhere", code=1).stderr
 
 
 def test_control_c_ends_with_130(folder, text, tmp_path, monkeypatch):

@@ -51,6 +51,55 @@ def test_the_entry_point_is_the_class(harness):
     assert EntryPoint(name, value.strip('"'), "lm_eval.models").load() is harness.LongScanLM
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pretrained": "demo", "colour": "red"}, "no 'colour'; it takes: pretrained, sidecar, "),
+        ({}, "give pretrained=MODEL"),
+        ({"pretrained": "demo", "max_length": "long"}, "max_length=long"),
+        ({"pretrained": "demo", "max_gen_toks": 0}, "max_gen_toks=0"),
+        ({"pretrained": "demo", "device": "cuda"}, "device differs"),
+    ],
+)
+def test_model_args_that_are_refused(harness, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        harness.LongScanLM.create_from_arg_obj(arguments, {"batch_size": 1, "device": "cpu"})
+
+
+def test_batch_size_in_model_args(harness):
+    """The harness hands over its own default, 1, besides."""
+    made = harness.LongScanLM.create_from_arg_string("pretrained=demo,batch_size=4", {"batch_size": 1, "device": "cpu"})
+    assert made.rows == 4
+    with pytest.raises(ValueError, match="batch_size differs"):
+        harness.LongScanLM.create_from_arg_obj({"pretrained": "demo", "batch_size": 4}, {"batch_size": "8"})
+    with pytest.raises(ValueError, match="leave out --apply_chat_template"):
+        made.apply_chat_template([{"role": "user", "content": "x"}])
+
+
+def test_what_the_harness_cannot_do_is_one_line(harness, tasks, tmp_path):
+    from click.testing import CliRunner
+
+    (tmp_path / "utils.py").write_text("import no_such_extra\nf = no_such_extra.f\n")
+    (tmp_path / "extra.yaml").write_text(
+        "task: needs_extra\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: "
+        f"{tasks}/rows.jsonl\ntest_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{{{text}}}}'\n"
+        "doc_to_choice: ['a', 'b']\ndoc_to_target: 0\nprocess_results: !function utils.f\n"
+    )
+    (tmp_path / "far.yaml").write_text(
+        "task: out_of_reach\ndataset_path: owner/nowhere\ntest_split: test\noutput_type: multiple_choice\n"
+        "doc_to_text: '{{text}}'\ndoc_to_choice: ['a', 'b']\ndoc_to_target: 0\n"
+    )
+    base = ["lm-eval", "run", "--model", "longscan", "--model_args", "pretrained=demo", "--device", "cpu"]
+    for more, message in (
+        (["--include_path", str(tmp_path), "--tasks", "needs_extra"], "no_such_extra"),
+        (["--include_path", str(tmp_path), "--tasks", "out_of_reach"], "cannot fetch what a task needs"),
+    ):
+        result = CliRunner().invoke(cli, [*base, *more])
+        assert isinstance(result.exception, SystemExit) and result.exit_code == 1, result.exception
+        [line] = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+        assert message in line and "space" not in line
+
+
 @pytest.fixture(scope="module")
 def sidecar(tmp_path_factory):
     path = tmp_path_factory.mktemp("side") / "demo.longscan.safetensors"

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,7 +56,7 @@ def test_rows(tmp_path: Path, suffix: str) -> None:
 
 
 def test_which_field() -> None:
-    from longscan.calibrate.texts.files import pick_column
+    from longscan.calibrate.texts.columns import pick_column
 
     assert pick_column({"a": True, "text": True}, None, "x") == "text"
     assert pick_column({"a": True, "n": False}, None, "x") == "a"
@@ -227,3 +228,106 @@ def test_lengths_as_people_write_them() -> None:
     for junk in ("", ",", "4k,x"):
         with pytest.raises(UserError):
             parse_lengths(junk)
+
+
+def write_jsonl(path: Path, *rows: object) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_null_leaves_the_column_undecided(tmp_path: Path) -> None:
+    """As in parquet, whose schema says what a column of nulls would hold."""
+    rows = [{"text": None, "url": "u"}] * 50 + [{"text": "one", "url": "u"}, {"text": None, "url": "v"}]
+    path = write_jsonl(tmp_path / "a.jsonl", *rows)
+    assert read_texts(path, role="run").documents == read_texts(path + "@text", role="run").documents == ["one"]
+    table = tmp_path / "a.parquet"
+    pq.write_table(pa.table({name: [row[name] for row in rows] for name in ("text", "url")}), table)
+    assert read_texts(str(table), role="run").documents == ["one"]
+    body = write_jsonl(tmp_path / "b.jsonl", {"body": None, "n": 1}, {"body": "two", "n": 2})
+    assert read_texts(body, role="run").documents == ["two"]
+
+
+def test_a_column_of_nulls_is_no_reason_to_read_another(tmp_path: Path) -> None:
+    for name, rows in (("a", [{"text": None, "url": "u"}] * 3), ("b", [{"body": None}] * 3)):
+        refused(write_jsonl(tmp_path / f"{name}.jsonl", *rows), "no text", "null rows (3)")
+        pq.write_table(pa.table({key: [row[key] for row in rows] for key in rows[0]}), tmp_path / f"{name}.parquet")
+        refused(str(tmp_path / f"{name}.parquet"), "no text", "null rows (3)")
+
+
+def test_rows_that_differ_are_refused_by_name(tmp_path: Path) -> None:
+    def jsonl(*rows: object) -> str:
+        return write_jsonl(tmp_path / "a.jsonl", *rows)
+
+    refused(jsonl({"url": "u"}, {"text": "one", "url": "v"}), "line 2", "'text' besides 'url'", "@column")
+    refused(jsonl({"title": None, "body": "b"}, {"title": "t", "body": "c"}), "line 2", "'title' besides 'body'")
+    refused(jsonl({"text": "one"}, {"url": "v"}), "line 2 has no field 'text'")
+    refused(jsonl({"title": None}, {"body": "b"}), "line 1 has no field 'body'")
+    refused(jsonl({"text": ["a", "b"], "url": "u"}), "'text'", "does not hold strings", "url")
+    refused(jsonl({"text": None}, {"text": {"nested": "x"}}), "line 2 is not a string")
+    refused(jsonl({"url": "u"}, {"text": "one", "url": "v"}) + "@text", "no column 'text'", "url")
+    pq.write_table(pa.table({"text": [b"bytes"], "url": ["u"]}), tmp_path / "a.parquet")
+    refused(str(tmp_path / "a.parquet"), "'text'", "does not hold strings")
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "books"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", {"text": "one", "id": 1}, {"text": None, "id": 2}, {"text": " ", "id": 3})
+    (folder / "b.txt").write_text("two")
+    (folder / ".hidden.txt").write_text("hidden")
+    (folder / "picture.png").write_bytes(b"")
+    (folder / "more.pdf").write_bytes(b"")
+    os.mkfifo(folder / "pipe.txt")
+    assert read_texts(str(folder), role="run").documents == ["one", "two"]
+    [line] = capsys.readouterr().err.splitlines()
+    parts = ["hidden files and folders (1)", "files of another kind (2)", "devices and pipes (1)", "null rows (1)",
+             "blank documents (1)", "column 'id' (1)"]  # fmt: skip
+    assert line.startswith("books: documents (2); left out: ") and all(part in line for part in parts), line
+    read_texts(str(folder / "a.jsonl") + "@text", role="run")
+    assert "column" not in capsys.readouterr().err  # one was asked for
+    read_texts(str(folder / "b.txt"), role="run", max_bytes=2)
+    assert "all beyond the first 2 bytes" in capsys.readouterr().err
+    read_texts(str(folder / "b.txt"), role="run")
+    assert capsys.readouterr().err == ""
+    split_documents(Texts("x", ["one", "two", "one"]))
+    assert capsys.readouterr().err == "x: left out: repeated documents (1)\n"
+
+
+def test_links_are_followed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, elsewhere = tmp_path / "books", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "a.txt").write_text("linked")
+    (folder / "b").symlink_to(elsewhere)
+    (elsewhere / "loop").symlink_to(folder)
+    assert read_texts(str(folder), role="run").documents == ["linked"]
+    assert "folders linked twice (1)" in capsys.readouterr().err
+    (folder / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
+    refused(str(folder), "gone.txt", "No such file")
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    real = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    refused(str(tmp_path), "cannot list folder closed", "Permission denied", "permissions")
+
+
+def test_nulls_of_a_hub_data_set(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    rows: dict[str, list[dict[str, object]]] = {
+        "train": [{"text": None, "url": "u"}, {"text": "one", "url": "u"}],
+        "odd": [{"text": "one"}, {"text": 2}],
+        "none": [{"body": None}, {"body": None}],
+    }
+    monkeypatch.setitem(sys.modules, "datasets", FakeHub(rows))  # type: ignore[arg-type]
+    found = read_texts("owner/set", role="run")
+    assert (found.name, found.documents) == ("owner/set#train@text", ["one"])
+    assert "null rows (1)" in capsys.readouterr().err
+    refused("owner/set#odd", "row 2", "is not a string")
+    refused("owner/set#none", "only nulls")
