@@ -1,6 +1,6 @@
 """Pins of the oldest versions that pyproject.toml declares: `python .ci/oldest.py EXTRA ... > constraints.txt`.
 
-torch is left out: of its oldest version there is no build without CUDA's gigabytes (docs/compatibility.md).
+torch is left out: of its oldest version there is no build without CUDA's gigabytes.
 """
 
 import re
