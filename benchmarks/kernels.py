@@ -4,7 +4,7 @@
 
 Every kernel is checked against a float64 oracle on sampled channels first; one that is wrong is named and not timed.
 Writes kernels.csv (medians with 20/80 quantiles, bandwidth, share of the bound of docs/static_cost.json) and
-kernels.png. --tune times the configurations of kernels/triton_plan.py over chunk counts instead: its table is what
+kernels.png. --tune times the configurations of kernels/scan/triton_plan.py over chunk counts instead: its table is what
 plan_scan should reproduce.
 
 The peer needs a CUDA toolkit beside torch, and is built for this chip only (a few minutes):
@@ -37,8 +37,9 @@ from timing import machine, quantiles
 from torch import Tensor
 from whole_models import whole_models
 
-from longscan.kernels import selective_scan, triton_backend
-from longscan.kernels.triton_plan import SCAN_CONFIGS, fits, plan_scan
+from longscan.kernels import selective_scan
+from longscan.kernels.scan import triton as scan_triton
+from longscan.kernels.scan.triton_plan import SCAN_CONFIGS, fits, plan_scan
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 N, BOUND, SAMPLED = 16, 1e-2, 8  # states; relative RMS a bfloat16 result may be off; channels the oracle looks at
@@ -147,7 +148,7 @@ def tune(case: Case, device: str) -> None:
         for chunks in (2**k for k in range(int(math.log2(max(case.length // 128, 1))) + 1)):
 
             def run(config=config, chunks=chunks) -> Tensor:
-                return triton_backend.selective_scan(*ordered, True, *[None] * 5, chunks=chunks, config=config)[0]
+                return scan_triton.selective_scan(*ordered, True, *[None] * 5, chunks=chunks, config=config)[0]
 
             if error(run(), a) <= BOUND:
                 found.append((quantiles(run, device)[1], config, chunks))

@@ -17,7 +17,7 @@ import sys
 from collections import Counter
 from typing import Any
 
-from longscan.kernels.triton_aot import Variant, build, resources, tool, variants
+from longscan.kernels.aot import Variant, build, resources, tool, variants
 
 TARGET = "sm_90"
 PROCESSORS, ISSUE, MUFU = 132, 4 * 32, 16  # of an H200; thread-instructions and results a clock and multiprocessor

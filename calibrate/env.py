@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..kernels.dispatch import BACKENDS, _choose
+from ..kernels.shared.dispatch import BACKENDS, _choose
 from .errors import first_line
 
 _PACKAGES = (
@@ -80,7 +80,7 @@ def _numba() -> dict[str, Any]:
     try:
         import numba
 
-        from ..kernels.cpu_cache import cache_folder
+        from ..kernels.shared.cpu_cache import cache_folder
 
         return {"numba_threads": numba.get_num_threads(), "numba_cache": _home_hidden(cache_folder())}
     except Exception:  # the backend's own line says why

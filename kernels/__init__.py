@@ -1,6 +1,13 @@
-"""Filtered selective scans (Mamba-1, Mamba-2) and their companions, in three backends: reference, cpu and triton."""
+"""Filtered selective scans (Mamba-1, Mamba-2) and their companions, in three backends: reference, cpu and triton.
 
-from .api import causal_conv1d, selective_scan, selective_step, token_scores
-from .ssd_api import ssd_scan, ssd_step
+In: a layer's tensors and what the filter keeps. Out: what the layer computes, and its state. A folder an operation:
+`api` checks the arguments, `reference` is the oracle, `cpu` and `triton` are the fast forms; `aot` compiles every
+Triton kernel without a GPU.
+"""
+
+from .conv.api import causal_conv1d
+from .scan.api import selective_scan, selective_step
+from .scores.api import token_scores
+from .ssd.api import ssd_scan, ssd_step
 
 __all__ = ["causal_conv1d", "selective_scan", "selective_step", "ssd_scan", "ssd_step", "token_scores"]

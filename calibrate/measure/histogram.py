@@ -58,7 +58,7 @@ def histogram(columns: Tensor, top: Tensor, shift: Tensor, backend: str = "auto"
     backend: "torch", "triton", or "auto" (Triton where the values are on a GPU). Both give the same bits.
     """
     if backend == "triton" or (backend == "auto" and columns.is_cuda):
-        from ...kernels.triton_sketch import histogram_triton
+        from ...kernels.sketch.triton import histogram_triton
 
         return histogram_triton(columns, top, shift, HEAD, SEGMENTS, UNIT)
     bins = bin_of(columns.view(torch.int32), top, shift)

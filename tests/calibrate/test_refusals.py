@@ -165,14 +165,13 @@ def test_control_c_before_anything_is_imported(monkeypatch):
 def test_without_a_place_for_compiled_loops(tmp_path):
     """A read-only installation and no home: the loops compile for this process, and `env` says so."""
     package = tmp_path / "kernels"
-    package.mkdir()
-    (package / "__pycache__").write_bytes(b"")  # no folder can be made here, even by root
-    for path in (ROOT / "kernels").glob("*.py"):
-        shutil.copy(path, package)
+    shutil.copytree(ROOT / "kernels", package, ignore=shutil.ignore_patterns("__pycache__"))
+    for room in (package, *(path for path in package.iterdir() if path.is_dir())):
+        (room / "__pycache__").write_bytes(b"")  # no folder can be made here, even by root
     code = (
         "import logging, sys; logging.basicConfig()\n"
         f"sys.path.insert(0, {str(tmp_path)!r})\n"
-        "import torch, kernels, kernels.cpu_cache as place\n"
+        "import torch, kernels, kernels.shared.cpu_cache as place\n"
         "print(place.CACHE, place.cache_folder(), kernels.token_scores(torch.ones(1, 2, 4), backend='cpu').shape)\n"
     )
     env = {k: v for k, v in os.environ.items() if k not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
@@ -184,7 +183,7 @@ def test_without_a_place_for_compiled_loops(tmp_path):
 
 def test_env_tells_the_truth(monkeypatch):
     from longscan.calibrate import env
-    from longscan.kernels import cpu_cache
+    from longscan.kernels.shared import cpu_cache
 
     monkeypatch.setattr(cpu_cache, "cache_folder", lambda: None)
     real = env.import_module

@@ -31,7 +31,7 @@ import json, os, random, signal, sys, time
 import torch, numba, yaml, tqdm, datasets
 torch.set_num_threads(1)
 from longscan.calibrate.commands import cli
-import longscan.calibrate.run, longscan.kernels.cpu
+import longscan.calibrate.run, longscan.kernels.conv.cpu, longscan.kernels.scan.cpu, longscan.kernels.scores.cpu
 
 def run(arguments):
     child = os.fork()

@@ -15,7 +15,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from longscan.kernels import causal_conv1d, selective_scan, selective_step, ssd_scan, ssd_step, token_scores
-from longscan.kernels.triton_sketch import histogram_triton
+from longscan.kernels.sketch.triton import histogram_triton
 
 launch = JITFunction.run
 compiled: list[str] = []

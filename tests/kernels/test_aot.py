@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from longscan.kernels.triton_plan import SCAN_CONFIGS
+from longscan.kernels.scan.triton_plan import SCAN_CONFIGS
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 
 def compile_for(target):
-    return run("-m", "longscan.kernels.triton_aot", target)
+    return run("-m", "longscan.kernels.aot", target)
 
 
 def run(*arguments):

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from longscan.kernels.triton_math import exp2_on_fma, silu, softplus
+from longscan.kernels.shared.triton_math import exp2_on_fma, silu, softplus
 
 
 @triton.jit

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from longscan.kernels.triton_plan import _SLOTS, SCAN_CONFIGS, fits, plan_scan
+from longscan.kernels.scan.triton_plan import _SLOTS, SCAN_CONFIGS, fits, plan_scan
 
 from .cases import BENCHMARKS
 

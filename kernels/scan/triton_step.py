@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_math import LOG2E, silu, softplus
+from ..shared.triton_math import LOG2E, silu, softplus
 
 
 @triton.jit

@@ -7,14 +7,12 @@ one (N, 16) tile a thread; delta', the sum over states and the gate never leave 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-from .cpu_cache import CACHE
-from .cpu_math import FAST, LOG2E, exp2_negative, silu, softplus
+from ..shared.cpu_compile import compiled
+from ..shared.cpu_math import LOG2E, exp2_negative, silu, softplus
 from .cpu_vector import LANES, token
 
-# Written out so that each loop is compiled once, whatever views it is given ("::1" is contiguous, ":" any strides),
-# and kept in numba's cache on disk.
 _SCAN = (
     "void(f4[:,:,:], f4[:,:,:], f4[:,::1], f4[:,:,:], f4[:,:,:], f4[::1], f4[:,:,:], f4[::1], b1, f4[:,:], f4[:,:], "
     "i8[:,:], b1[:,:], f4[:,:,::1], f4[:,:,::1])"
@@ -23,11 +21,9 @@ _STEP = (
     "void(f4[:,:,::1], f4[:,:], f4[:,:], f4[:,::1], f4[:,:], f4[:,:], f4[::1], f4[:,:], f4[::1], b1, f4[:,:], f4[:,:], "
     "f4[:,::1])"
 )
-_CONV = "void(f4[:,:,:], f4[:,::1], f4[::1], f4[:,:,::1], b1[:,:], f4[:,:,::1])"
-_SCORES = "void(f4[:,:,::1], f4[::1], b1, b1[:,:], f4[::1], f4[:,::1])"
 
 
-@njit(_SCAN, parallel=True, fastmath=FAST, cache=CACHE, error_model="numpy", nogil=True)
+@compiled(_SCAN, parallel=True)
 def scan(x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, index, mask, y, state):
     """All float32 but index (B, K) int64 and mask (B, L) bool; absent options are arrays of size 0.
 
@@ -76,7 +72,7 @@ def scan(x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, index, m
                 state[b, d0 + c, n] = h[n, c]
 
 
-@njit(_STEP, fastmath=FAST, cache=CACHE, error_model="numpy", nogil=True)
+@compiled(_STEP)
 def step(state, x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, y):
     """One token: state (B, D, N) in place, x, delta, z (B, D), B, C (B, N); absent options have size 0."""
     rows, channels = x.shape
@@ -114,48 +110,3 @@ def step(state, x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, y
         if z.size:
             for d in range(channels):
                 y[b, d] *= silu(z[b, d])
-
-
-@njit(_CONV, parallel=True, fastmath=FAST, cache=CACHE, error_model="numpy", nogil=True)
-def conv(x, taps, bias, before, mask, y):
-    """silu of the causal depthwise convolution. x, y (B, L, D); taps (W, D); before (B, W-1, D), the last inputs."""
-    rows, L, channels = x.shape
-    W = taps.shape[0]
-    masked = mask.shape[1] > 0
-    piece = 64
-    pieces = (L + piece - 1) // piece
-    for job in prange(rows * pieces):
-        b, first = job // pieces, (job % pieces) * piece
-        acc = np.empty(channels, np.float32)
-        for t in range(first, min(L, first + piece)):
-            for d in range(channels):
-                acc[d] = bias[d]
-            for k in range(W):
-                s = t - (W - 1) + k
-                if s < 0:
-                    for d in range(channels):
-                        acc[d] += taps[k, d] * before[b, W - 1 + s, d]
-                elif not masked or mask[b, s]:
-                    for d in range(channels):
-                        acc[d] += taps[k, d] * x[b, s, d]
-                else:
-                    for d in range(channels):
-                        acc[d] += taps[k, d] * np.float32(0.0)  # NaN if the weight is
-            for d in range(channels):
-                y[b, t, d] = silu(acc[d])
-
-
-@njit(_SCORES, parallel=True, fastmath=FAST, cache=CACHE, error_model="numpy", nogil=True)
-def scores(delta, bias, use_softplus, mask, weight, out):
-    """out (B, L) = sqrt(sum_d weight_d delta_d^2)."""
-    rows, L, channels = delta.shape
-    for job in prange(rows * L):
-        b, t = job // L, job % L
-        total = np.float32(0.0)
-        if mask.shape[1] == 0 or mask[b, t]:
-            for d in range(channels):
-                v = delta[b, t, d] + bias[d]
-                if use_softplus:
-                    v = softplus(v)
-                total += weight[d] * v * v
-        out[b, t] = np.sqrt(total)

@@ -9,8 +9,8 @@ import math
 
 from torch import Tensor
 
-from .arguments import floats, limits, positions, public, shape, state_of, tokens_seen
-from .dispatch import ssd_module
+from ..shared.arguments import floats, limits, positions, public, shape, state_of, tokens_seen
+from ..shared.dispatch import module
 
 
 @public
@@ -76,7 +76,7 @@ def ssd_scan(
     shape("initial_state", initial_state, (batch, heads, P, N))
     tokens_seen(mask, "x", x)
     positions(index, x)
-    return ssd_module(backend, given).ssd_scan(
+    return module("ssd", backend, given).ssd_scan(
         x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, index, mask, initial_state, delta_limit
     )
 
@@ -125,6 +125,6 @@ def ssd_step(
     shape("D", D, (heads,), (heads, P))
     for name, t in (("threshold", threshold), ("scale", scale)):
         shape(name, t, (heads,), (batch, heads))
-    return ssd_module(backend, given).ssd_step(
+    return module("ssd", backend, given).ssd_step(
         state, x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, delta_limit
     )

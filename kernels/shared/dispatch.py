@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
@@ -15,17 +16,12 @@ BACKENDS = ("reference", "cpu", "triton")
 _log = logging.getLogger("longscan.kernels")
 
 
-def module(backend: str, given: Sequence[Tensor]) -> ModuleType:
-    """The module of a backend for these inputs ("auto": by the first one's device and dtype).
+def module(operation: str, backend: str, given: Sequence[Tensor]) -> ModuleType:
+    """An operation's ("scan", "ssd", ...) module of a backend ("auto": by the first input's device and dtype).
 
-    Raises ValueError if it cannot take them, ImportError if what it needs is not installed.
+    Raises ValueError if it cannot take the inputs, ImportError if what it needs is not installed.
     """
-    return _import(_resolve(backend, given))
-
-
-def ssd_module(backend: str, given: Sequence[Tensor]) -> ModuleType:
-    """The same for Mamba-2's scan."""
-    return _import_ssd(_resolve(backend, given))
+    return _import(operation, _resolve(backend, given))
 
 
 def _resolve(backend: str, given: Sequence[Tensor]) -> str:
@@ -67,30 +63,5 @@ def _note(backend: str, why: str) -> None:
 
 
 @lru_cache
-def _import(backend: str) -> ModuleType:
-    if backend == "reference":
-        from . import reference
-
-        return reference
-    if backend == "cpu":
-        from . import cpu
-
-        return cpu
-    from . import triton_backend
-
-    return triton_backend
-
-
-@lru_cache
-def _import_ssd(backend: str) -> ModuleType:
-    if backend == "reference":
-        from . import ssd_reference
-
-        return ssd_reference
-    if backend == "cpu":
-        from . import ssd_cpu
-
-        return ssd_cpu
-    from . import triton_ssd_backend
-
-    return triton_ssd_backend
+def _import(operation: str, backend: str) -> ModuleType:
+    return import_module(f"..{operation}.{backend}", __package__)

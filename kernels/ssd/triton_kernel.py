@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_math import ALL, LOG2E, silu, softplus
+from ..shared.triton_math import ALL, LOG2E, silu, softplus
 
 
 @triton.jit

@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_math import silu
-from .triton_tiles import load, pack
+from ..shared.triton_math import silu
+from ..shared.triton_tiles import load, pack
 
 
 @triton.jit(do_not_specialize=["L"])  # one binary for every length

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LANES = 32  # threads of a warp; on AMD 64
+from ..shared.triton_launch import LANES
+
 FULL = 2112  # warps that keep 132 multiprocessors (H100, H200) busy: four a scheduler
 LEAST_CHUNK = 128  # steps; below, starting a chunk costs more than it wins
 

@@ -1,53 +1,21 @@
-"""The Triton backend: shapes, grids and launches. Imported only when it is used."""
+"""Launches of the scan's Triton kernels: shapes, chunks and grids. Imported only when it is used."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from .triton_conv import conv_silu
-from .triton_plan import LANES, ScanConfig, plan_scan
-from .triton_scan import carry, scan
-from .triton_scores import scores
+from ..shared.triton_launch import FUSED, WARP, dense, dense_rows, per_row
+from .triton_kernel import carry, scan
+from .triton_plan import ScanConfig, plan_scan
 from .triton_step import step
 
 CARRY_CONFIG = {"BLOCK_D": 32, "num_warps": 1}
 STEP_CONFIG = {"BLOCK_D": 32, "num_warps": 1}
-CONV_CONFIG = {"BLOCK_T": 64, "UNROLL": 4, "num_warps": 1}
-SCORES_CONFIG = {"UNROLL": 4, "num_warps": 1}
-FUSED = {"enable_fp_fusion": True}  # multiply-adds in one instruction; Triton's default differs between versions
-WARP = 64 if torch.version.hip else LANES
-
-
-def per_row(threshold: Tensor | None, scale: Tensor | None) -> tuple[Tensor | None, Tensor | None, int]:
-    """(D,) or (B, D) options made alike: both contiguous, and the stride between rows (0 if the batch shares one)."""
-    given = [t for t in (threshold, scale) if t is not None]
-    rows = max((t.shape[0] for t in given if t.dim() == 2), default=0)
-    wide = [None if t is None else (t.expand(rows, -1) if rows else t).contiguous() for t in (threshold, scale)]
-    return wide[0], wide[1], given[0].shape[-1] if rows else 0
-
-
-T = TypeVar("T", Tensor, Tensor | None)
-
-
-def dense(t: T) -> T:
-    """What a kernel reads without strides."""
-    return None if t is None else t.contiguous()
-
-
-def dense_rows(t: T) -> T:
-    """The tensor itself where its last dimension is side by side (halves of a projection are), else a copy."""
-    return t if t is None or t.stride(-1) == 1 else t.contiguous()
-
-
-def _together(channels: int) -> int:
-    """Neighbouring channels a thread reads at once: the most that divide them, at most four."""
-    return next(CH for CH in (4, 2, 1) if channels % CH == 0)
 
 
 def _padded(t: Tensor, N: int) -> Tensor:
@@ -165,41 +133,3 @@ def selective_step(
             N=N, BLOCK_N=triton.next_power_of_2(N), **STEP_CONFIG, **FUSED,
         )  # fmt: skip
     return y
-
-
-def causal_conv1d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """See longscan.kernels.causal_conv1d."""
-    (batch, L, channels), W = x.shape, weight.shape[1]
-    y = torch.empty(batch, L, channels, dtype=x.dtype, device=x.device)
-    before = None if initial_state is None else initial_state.to(x.dtype).contiguous()
-    if not (batch and channels and L):
-        return y, x.new_zeros(batch, channels, W - 1) if before is None else before.clone()
-    last = torch.empty(batch, channels, W - 1, dtype=x.dtype, device=x.device)
-    x, weight, bias, mask, CH = dense_rows(x), dense(weight), dense(bias), dense(mask), _together(channels)
-    conv_silu[(triton.cdiv(L, CONV_CONFIG["BLOCK_T"]), triton.cdiv(channels, WARP * CH), batch)](
-        x, weight, bias, before, mask, y, last,
-        *x.stride()[:2], L, channels,
-        HAS_BIAS=bias is not None, HAS_BEFORE=before is not None, HAS_MASK=mask is not None,
-        EVEN=channels % (WARP * CH) == 0, W=W, CH=CH, LANES=WARP, **CONV_CONFIG, **FUSED,
-    )  # fmt: skip
-    return y, last
-
-
-def token_scores(
-    delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool, mask: Tensor | None, weight: Tensor | None
-) -> Tensor:
-    """See longscan.kernels.token_scores."""
-    batch, L, channels = delta.shape
-    out = torch.empty(batch, L, dtype=torch.float32, device=delta.device)
-    if batch and L:
-        delta, CH = dense_rows(delta), _together(channels)
-        delta_bias, mask, weight = dense(delta_bias), dense(mask), dense(weight)
-        scores[(triton.cdiv(L, SCORES_CONFIG["UNROLL"]), batch)](
-            delta, delta_bias, mask, weight, out, *delta.stride()[:2], L, channels,
-            HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, HAS_MASK=mask is not None,
-            HAS_WEIGHT=weight is not None, EVEN=channels % (WARP * CH) == 0, CH=CH, LANES=WARP,
-            **SCORES_CONFIG, **FUSED,
-        )  # fmt: skip
-    return out

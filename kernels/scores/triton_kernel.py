@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_math import softplus
-from .triton_tiles import load
+from ..shared.triton_math import softplus
+from ..shared.triton_tiles import load
 
 
 @triton.jit(do_not_specialize=["L"])  # one binary for every length

@@ -16,8 +16,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_math import LOG2E, exp2_on_fma, silu, softplus
-from .triton_tiles import load, load_run, pack
+from ..shared.triton_math import LOG2E, exp2_on_fma, silu, softplus
+from ..shared.triton_tiles import load, load_run, pack
 
 
 @triton.jit

@@ -9,9 +9,9 @@ import torch
 import triton
 from torch import Tensor
 
-from .ssd_reference import Limit
-from .triton_backend import FUSED, dense, dense_rows, per_row
-from .triton_ssd import ssd_carry, ssd_outputs, ssd_states, ssd_token
+from ..shared.triton_launch import FUSED, dense, dense_rows, per_row
+from .reference import Limit
+from .triton_kernel import ssd_carry, ssd_outputs, ssd_states, ssd_token
 
 CHUNK = 256  # tokens between stored states
 STATES_CONFIG = {"num_warps": 4, "num_stages": 1}

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .reference import effective_delta, unseen_as_zero
+from ..shared.reference import effective_delta, unseen_as_zero
 
 Limit = tuple[float, float]
 

@@ -1,6 +1,6 @@
 """Ahead-of-time compilation of every kernel, without a GPU: for the tests, and for benchmarks/static_cost.py.
 
-python -m longscan.kernels.triton_aot sm_90      one JSON list: registers, spills and shared memory of each variant
+python -m longscan.kernels.aot sm_90      one JSON list: registers, spills and shared memory of each variant
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .triton_backend import CARRY_CONFIG, CONV_CONFIG, FUSED, SCORES_CONFIG, STEP_CONFIG
-from .triton_conv import conv_silu
-from .triton_plan import LANES, SCAN_CONFIGS, ScanConfig
-from .triton_scan import carry, scan
-from .triton_scores import scores
-from .triton_sketch import SKETCH_CONFIG, sketch
-from .triton_ssd import ssd_carry, ssd_outputs, ssd_states, ssd_token
-from .triton_ssd_backend import CARRY_CONFIG as SSD_CARRY_CONFIG
-from .triton_ssd_backend import CHUNK, OUTPUTS_CONFIG, STATES_CONFIG, TOKEN_CONFIG, products, states_products, tile
-from .triton_step import step
+from .conv.triton import CONV_CONFIG
+from .conv.triton_kernel import conv_silu
+from .scan.triton import CARRY_CONFIG, STEP_CONFIG
+from .scan.triton_kernel import carry, scan
+from .scan.triton_plan import SCAN_CONFIGS, ScanConfig
+from .scan.triton_step import step
+from .scores.triton import SCORES_CONFIG
+from .scores.triton_kernel import scores
+from .shared.triton_launch import FUSED, LANES
+from .sketch.triton import SKETCH_CONFIG, sketch
+from .ssd.triton import CARRY_CONFIG as SSD_CARRY_CONFIG
+from .ssd.triton import CHUNK, OUTPUTS_CONFIG, STATES_CONFIG, TOKEN_CONFIG, products, states_products, tile
+from .ssd.triton_kernel import ssd_carry, ssd_outputs, ssd_states, ssd_token
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 OPTIONS = ("D", "Z", "BIAS", "THRESHOLD", "SCALE", "INDEX", "MASK", "INITIAL")

@@ -1,17 +1,17 @@
-"""Mamba-1's functions and the two that both families share: arguments checked once, then handed to a backend.
+"""Mamba-1's two functions: arguments checked once, then handed to a backend.
 
-Any mixture of the four floating-point dtypes is taken. x (in token_scores delta) decides: what goes with float64 is
-computed in float64, all else in float32.
+Any mixture of the four floating-point dtypes is taken. x decides: what goes with float64 is computed in float64, all
+else in float32.
 
-B batch   L tokens   K gathered tokens   D channels (d_inner)   N states   W conv width
+B batch   L tokens   K gathered tokens   D channels (d_inner)   N states
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from .arguments import floats, positions, public, shape, state_of, tokens_seen
-from .dispatch import module
+from ..shared.arguments import floats, positions, public, shape, state_of, tokens_seen
+from ..shared.dispatch import module
 
 
 @public
@@ -72,7 +72,7 @@ def selective_scan(
     shape("initial_state", initial_state, (batch, channels, N))
     tokens_seen(mask, "x", x)
     positions(index, x)
-    return module(backend, given).selective_scan(
+    return module("scan", backend, given).selective_scan(
         x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, index, mask, initial_state
     )
 
@@ -115,62 +115,6 @@ def selective_step(
         shape(name, t, (channels,))
     for name, t in (("threshold", threshold), ("scale", scale)):
         shape(name, t, (channels,), (batch, channels))
-    return module(backend, given).selective_step(
+    return module("scan", backend, given).selective_step(
         state, x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale
     )
-
-
-@public
-def causal_conv1d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial_state: Tensor | None = None,
-    mask: Tensor | None = None,
-    *,
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    """Causal depthwise convolution and silu: y_t = silu(bias + sum_k weight_k x_{t-W+1+k}).
-
-    x: (B, L, D), any strides; weight: (D, W); bias: (D,) or None
-    initial_state: (B, D, W-1), the inputs before x, oldest first; None = zeros
-    mask: (B, L) bool; the convolution sees 0 where False (left padding)
-
-    Returns y (B, L, D) and the last W-1 inputs (B, D, W-1) in its dtype. Raises ValueError as selective_scan.
-    """
-    given = floats(x=x, weight=weight, bias=bias, initial_state=initial_state)
-    if x.dim() != 3:
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, L, D)")
-    batch, _, channels = x.shape
-    if weight.dim() != 2 or weight.shape[0] != channels or not weight.shape[1]:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected ({channels}, W) with W >= 1")
-    shape("bias", bias, (channels,))
-    shape("initial_state", initial_state, (batch, channels, weight.shape[1] - 1))
-    tokens_seen(mask, "x", x)
-    return module(backend, given).causal_conv1d(x, weight, bias, initial_state, mask)
-
-
-@public
-def token_scores(
-    delta: Tensor,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = True,
-    mask: Tensor | None = None,
-    weight: Tensor | None = None,
-    *,
-    backend: str = "auto",
-) -> Tensor:
-    """DeciMamba's score of each token (arXiv 2406.14528): sqrt(sum_d weight_d delta_d^2).
-
-    delta: (B, L, D), scored after bias and softplus; mask: (B, L), False scores 0
-    delta_bias, weight: (D,); weight None = 1, the published L2 norm
-
-    Returns (B, L) float32. Raises ValueError as selective_scan.
-    """
-    given = floats(delta=delta, delta_bias=delta_bias, weight=weight)
-    if delta.dim() != 3:
-        raise ValueError(f"delta has shape {tuple(delta.shape)}, expected (B, L, D)")
-    for name, t in (("delta_bias", delta_bias), ("weight", weight)):
-        shape(name, t, (delta.shape[2],))
-    tokens_seen(mask, "delta", delta)
-    return module(backend, given).token_scores(delta, delta_bias, delta_softplus, mask, weight)

@@ -14,9 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import ssd_reference
-from .reference import unseen_as_zero
-from .ssd_reference import Limit, finish, gather, head_delta, ssd_step
+from ..shared.reference import unseen_as_zero
+from . import reference
+from .reference import Limit, finish, gather, head_delta, ssd_step
 
 __all__ = ["ssd_scan", "ssd_step"]
 
@@ -75,7 +75,7 @@ def ssd_scan(
         after = (s[..., -1].float().exp()[..., None, None] * before + inner).view(batch, heads, P, N)
         out = out.flatten(1, 2).transpose(1, 2)
         if not _finite(out):
-            out, after = ssd_reference.ssd_scan(
+            out, after = reference.ssd_scan(
                 added[:, part].float(), delta[:, part], A, B[:, part], C[:, part], None, None, None, False, None, None,
                 None, None, h, (-torch.inf, torch.inf),
             )  # fmt: skip
