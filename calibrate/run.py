@@ -27,7 +27,7 @@ from .recipe.recipe import Recipe, to_json
 from .search.candidates import Candidate, DecimatePick, FilterPick
 from .search.choice import bands, choose
 from .search.recall import settle_objective
-from .search.scoring import Arena, Objective
+from .search.scoring import Objective, Scoring
 from .search.search import Search, plain_scores
 from .search.sequential import Sweeper
 from .search.tables import Tables, band_entry
@@ -36,7 +36,7 @@ from .sidecars import assemble, producer_version
 from .texts.sources import Texts, read_texts, split_documents
 from .texts.windows import token_windows
 from .work.journal import Journal
-from .work.processes import ALONE, World
+from .work.processes import ALONE, Processes
 
 _TOKENS_FOR_ONE = 30  # tokens at L for one that is kept: m is about 0.35, and what is kept about ten times the mean
 _JUDGED = 4  # times as many windows decide at a short length as are searched on
@@ -101,13 +101,13 @@ def encode(lm: LM, texts: Texts) -> list[Tensor]:
     return found
 
 
-def calibrate(lm: LM, recipe: Recipe, options: Options, world: World = ALONE) -> Calibration:
+def calibrate(lm: LM, recipe: Recipe, options: Options, processes: Processes = ALONE) -> Calibration:
     """Calibrate a model. Raises UserError with the remedy where texts, lengths and model do not fit together."""
     with ExitStack() as held:
-        return _calibrate(lm, recipe, options, world, held)
+        return _calibrate(lm, recipe, options, processes, held)
 
 
-def _calibrate(lm: LM, recipe: Recipe, options: Options, world: World, held: ExitStack) -> Calibration:
+def _calibrate(lm: LM, recipe: Recipe, options: Options, processes: Processes, held: ExitStack) -> Calibration:
     """The same; the journal, and with it the work folder's lock, is `held`."""
     began = time.monotonic()
     lm = lm.with_sidecar(None)
@@ -134,7 +134,7 @@ def _calibrate(lm: LM, recipe: Recipe, options: Options, world: World, held: Exi
         "dtype": str(lm.weights.embedding.dtype).removeprefix("torch."),
     }
     identity = canonical([*_identity(lm), provenance, to_json(recipe), L])
-    journal = held.enter_context(closing(Journal(options.workdir, identity, options.resume, world)))
+    journal = held.enter_context(closing(Journal(options.workdir, identity, options.resume, processes)))
     if journal.note:
         say(journal.note)
     finish = partial(_finish, lm, recipe, options, provenance, journal, began)
@@ -142,22 +142,22 @@ def _calibrate(lm: LM, recipe: Recipe, options: Options, world: World, held: Exi
         return finish([(band_entry("none", {}, None, lengths, L), {})])
     published = _published_table(lm, recipe, options)
     batch_tokens = tokens_a_batch(recipe.measure.batch_tokens, 2 * lm.weights.embedding.shape[1])  # d_inner
-    layers = measured(lm, windows, batch_tokens, published, journal, world)
+    layers = measured(lm, windows, batch_tokens, published, journal, processes)
     provenance["layers"] = [{"mean_distance": round(float(layer.reach().mean()), 3)} for layer in layers]
     sweep_tokens = recipe.measure.sweep_windows * L
-    sweeper = Sweeper(lm, layers, fit, sweep_tokens, batch_tokens, options.seed, journal, world)
+    sweeper = Sweeper(lm, layers, fit, sweep_tokens, batch_tokens, options.seed, journal, processes)
     tables = Tables(layers, L, sweeper)
     if recipe.filter.fit == "published" or not recipe.decimate.search:
         fixed = _published_band(lm, recipe, options, tables, published)
         return finish([fixed], tokens=windows.numel())
 
     objective, answered = settle_objective(
-        lm, held_out, L, options.objective, options.seed, batch_tokens, journal, world
+        lm, held_out, L, options.objective, options.seed, batch_tokens, journal, processes
     )
     provenance |= {"decided_by": objective, "passkeys_at_train_length": answered}
-    arena, judges = _arenas(lm, tables, held_out, batch_tokens, options, objective, journal, world)
-    plain_scores(arena, lengths)
-    search = Search(arena, recipe, lengths, options.seed)
+    scoring, judges = _scorings(lm, tables, held_out, batch_tokens, options, objective, journal, processes)
+    plain_scores(scoring, lengths)
+    search = Search(scoring, recipe, lengths, options.seed)
     picks = search.run(set(allowed))
     provenance["fits"] = sorted(search.fits, key=lambda fit: fit["length"])
     chosen: list[Candidate] = []
@@ -169,8 +169,8 @@ def _calibrate(lm: LM, recipe: Recipe, options: Options, world: World, held: Exi
         scores += rows
     found = bands(tables, picks, chosen)
     judged = sum(judge.token_layers for judge in judges.values())
-    spent = (arena.token_layers + judged + sweeper.token_layers) / len(layers) + windows.numel()
-    return finish(found, scores, int(spent), spent / _distinct_tokens(arena, judges))
+    spent = (scoring.token_layers + judged + sweeper.token_layers) / len(layers) + windows.numel()
+    return finish(found, scores, int(spent), spent / _distinct_tokens(scoring, judges))
 
 
 def _identity(lm: LM) -> list[Any]:
@@ -181,7 +181,7 @@ def _identity(lm: LM) -> list[Any]:
     return [producer_version(), lm.source.name, lm.source.revision, lm.fingerprint, about]
 
 
-def _arenas(
+def _scorings(
     lm: LM,
     tables: Tables,
     held_out: Sequence[Tensor],
@@ -189,8 +189,8 @@ def _arenas(
     options: Options,
     objective: Objective,
     journal: Journal,
-    world: World,
-) -> tuple[Arena, dict[int, Arena]]:
+    processes: Processes,
+) -> tuple[Scoring, dict[int, Scoring]]:
     """Where candidates are searched, and by length where the winners are judged: windows and passkeys apart.
 
     Judging wants more of them, and short ones cost little: up to four times as many as are searched on.
@@ -211,15 +211,15 @@ def _arenas(
         depths = [DEPTHS[i % len(DEPTHS)] for i in range(len(DEPTHS) * -(-samples // 4))]
         return passkey_trials(lm, held_out, length, depths, "calibrate", seed)
 
-    def arena(windows: Tensor | None, asked: dict[int, PasskeyTrials], purpose: str) -> Arena:
-        return Arena(lm, tables, objective, windows, asked, tail, batch_tokens, journal, world, purpose)
+    def scoring(windows: Tensor | None, asked: dict[int, PasskeyTrials], purpose: str) -> Scoring:
+        return Scoring(lm, tables, objective, windows, asked, tail, batch_tokens, journal, processes, purpose)
 
     recall = objective != "perplexity"
-    search = arena(search_windows, {n: trials(options.samples, n, options.seed) for n in lengths if recall}, "search")
+    search = scoring(search_windows, {n: trials(options.samples, n, options.seed) for n in lengths if recall}, "search")
     judges = {}
     for n in lengths:
         fresh = {n: trials(more[n], n, options.seed + 1)} if recall else {}
-        judges[n] = arena(None if judge_windows is None else judge_windows[: more[n]], fresh, "judge")
+        judges[n] = scoring(None if judge_windows is None else judge_windows[: more[n]], fresh, "judge")
     return search, judges
 
 
@@ -233,7 +233,7 @@ def _measuring_windows(recipe: Recipe, L: int, longest: int) -> int:
     return max(recipe.measure.windows, math.ceil(recipe.measure.kept * _TOKENS_FOR_ONE * longest / L / L))
 
 
-def _distinct_tokens(search: Arena, judges: Mapping[int, Arena]) -> int:
+def _distinct_tokens(search: Scoring, judges: Mapping[int, Scoring]) -> int:
     """Tokens of the distinct windows at the lengths they are scored at: what looking at everything once costs."""
     return sum(sum(search.counts(1.0) + judge.counts(1.0)) * length for length, judge in judges.items())
 

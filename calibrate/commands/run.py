@@ -64,8 +64,8 @@ def run(
         raise UserError(f"no folder {out.parent}; create it or give another --out")
     if not os.access(out.parent, os.W_OK):
         raise UserError(f"folder {out.parent} cannot be written; give another --out")
-    world, device = join(device)
-    if world.rank:
+    processes, device = join(device)
+    if processes.rank:
         hush()
     lm = load(model, device=device, dtype=dtype, revision=revision)
     L = train_length or recipe_train_length(recipe, lm.source.name) or lm.config.train_length
@@ -83,9 +83,9 @@ def run(
         workdir=workdir or out.with_name(out.name + ".work"),
         resume=resume,
     )
-    found = calibrate(lm, recipe, options, world)
+    found = calibrate(lm, recipe, options, processes)
     leave()
-    if world.rank:
+    if processes.rank:
         return
     found.sidecar.write(out)
     document = {

@@ -13,7 +13,7 @@ from ...runtime.reading.observer import ScanInputs
 from ...runtime.sidecar.plan import LayerPlan
 from ..console import progress
 from ..work.journal import Journal
-from ..work.processes import ALONE, World
+from ..work.processes import ALONE, Processes
 from . import mamba2
 from .published_fit import clamp_top, published_g
 from .sketch import DeltaSketch, exact_values
@@ -139,28 +139,28 @@ def tokens_a_batch(wanted: int, d_inner: int) -> int:
 
 
 def measure(
-    lm: LM, windows: Tensor, batch_tokens: int, published: PublishedTable | None = None, world: World = ALONE
+    lm: LM, windows: Tensor, batch_tokens: int, published: PublishedTable | None = None, processes: Processes = ALONE
 ) -> list[LayerMeasurement]:
     """Run windows (n, L) through the plain model and measure every layer. Each rank runs its share of the batches."""
     observer = Measure(lm, len(windows), windows.numel(), published)
     rows = max(1, batch_tokens // windows.shape[1])
-    for i, batch in progress(list(world.mine(windows.split(rows))), "measuring", unit="batch"):
+    for i, batch in progress(list(processes.mine(windows.split(rows))), "measuring", unit="batch"):
         observer.first = i * rows
         lm.prefill(batch, method="none", observer=observer)
     for layer in observer.layers:
-        layer.sketch = merge_over(world, layer.sketch)
+        layer.sketch = merge_over(processes, layer.sketch)
         for name in ("log_decay", "mean_distance", "published"):
-            setattr(layer, name, world.total(getattr(layer, name).cpu()))
+            setattr(layer, name, processes.total(getattr(layer, name).cpu()))
     return observer.layers
 
 
 def measured(
-    lm: LM, windows: Tensor, batch_tokens: int, published: PublishedTable | None, journal: Journal, world: World
+    lm: LM, windows: Tensor, batch_tokens: int, published: PublishedTable | None, journal: Journal, processes: Processes
 ) -> list[LayerMeasurement]:
     """The same, from the journal if an earlier run came that far."""
     found = journal.tensors("measurements")
     if found is None:
-        layers = measure(lm, windows, batch_tokens, published, world)
+        layers = measure(lm, windows, batch_tokens, published, processes)
         kept = [(*one.sketch.tensors(), one.log_decay, one.mean_distance, one.published) for one in layers]
         journal.put_tensors("measurements", {f"{i}.{k}": t for i, one in enumerate(kept) for k, t in enumerate(one)})
         return layers
@@ -172,10 +172,10 @@ def measured(
     return restored
 
 
-def merge_over(world: World, sketch: DeltaSketch) -> DeltaSketch:
+def merge_over(processes: Processes, sketch: DeltaSketch) -> DeltaSketch:
     """One sketch of what all ranks saw, where it was made: thresholds are read off on the device."""
-    seen = world.gather(torch.tensor([sketch.seen]))
-    gathered = zip(*(world.gather(part) for part in sketch.tensors()))
+    seen = processes.gather(torch.tensor([sketch.seen]))
+    gathered = zip(*(processes.gather(part) for part in sketch.tensors()))
     first, *others = (DeltaSketch.of(tensors, int(n)) for tensors, n in zip(gathered, seen))
     for other in others:
         first.merge(other)

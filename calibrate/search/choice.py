@@ -13,17 +13,17 @@ from ..errors import UserError
 from ..recipe.recipe import Policy
 from .candidates import NONE, Candidate
 from .intervals import clearly_better, interval
-from .scoring import Arena, Score
+from .scoring import Score, Scoring
 from .search import LengthPicks
 from .tables import Tables, band_entry
 
 
 def choose(
-    arena: Arena, picks: LengthPicks, allowed: Sequence[str], policy: Policy, seed: int, comparisons: int
+    scoring: Scoring, picks: LengthPicks, allowed: Sequence[str], policy: Policy, seed: int, comparisons: int
 ) -> tuple[Candidate, list[dict[str, Any]]]:
     """The candidate "auto" uses at this length, and the comparison's table for the report.
 
-    arena: windows and trials that the search has not seen, so that what is reported is not the luck of the winner
+    scoring: windows and trials that the search has not seen, so that what is reported is not the luck of the winner
     comparisons: methods x lengths of the whole calibration, which the confidence is corrected for (Bonferroni)
 
     Methods are tried in the order none, filter, decimate, both, scale, each against the one held so far: it takes over
@@ -32,7 +32,7 @@ def choose(
     no numbers.
     """
     confidence = policy.corrected(comparisons)
-    plain = arena.score(NONE, picks.length)
+    plain = scoring.score(NONE, picks.length)
     if not math.isfinite(plain.value):
         raise UserError(
             f"the plain model's scores at {picks.length} tokens are no numbers; give --dtype float32 or other --lengths"
@@ -42,7 +42,7 @@ def choose(
     for candidate in (picks.filter, picks.decimate, picks.both, picks.scale):
         if candidate is None:
             continue
-        score = arena.score(candidate, picks.length)
+        score = scoring.score(candidate, picks.length)
         rows.append(_row(picks.length, candidate, score, *_differences(score, plain, policy, seed)))
         if candidate.method not in allowed:
             continue

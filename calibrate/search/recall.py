@@ -10,7 +10,7 @@ from ...runtime.model import LM
 from ..console import say
 from ..errors import UserError
 from ..work.journal import Journal
-from ..work.processes import World
+from ..work.processes import Processes
 from .scoring import Objective
 from .tasks import DEPTHS, passkey_answered, passkey_trials
 
@@ -26,7 +26,7 @@ def settle_objective(
     seed: int,
     batch_tokens: int,
     journal: Journal,
-    world: World,
+    processes: Processes,
 ) -> tuple[Objective, float | None]:
     """What decides, and the share of passkeys the plain model answers at L (None where none could be asked).
 
@@ -43,7 +43,7 @@ def settle_objective(
     else:
         answered = journal.get("passkeys at L")
         if answered is None:
-            right, _ = passkey_answered(lm, trials, "none", batch_tokens, world=world)
+            right, _ = passkey_answered(lm, trials, "none", batch_tokens, processes=processes)
             answered = float(right.double().mean())
             journal.put("passkeys at L", answered)
         reason = f"the plain model answers {answered:.0%} of passkeys at its training length"

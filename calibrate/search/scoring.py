@@ -15,9 +15,9 @@ from ...runtime.sidecar.sidecar import canonical
 from ..console import progress, say
 from ..sidecars import assemble
 from ..work.journal import Journal
-from ..work.processes import ALONE, World
+from ..work.processes import ALONE, Processes
 from .candidates import NONE, Candidate
-from .shared_layers import Prefix, read_whole
+from .shared_layers import SharedLayers, read_whole
 from .tables import Tables, band_entry
 from .tasks import PasskeyTrials, passkey_answered, tail_losses
 
@@ -42,7 +42,7 @@ class Score:
 
 
 @dataclass
-class Arena:
+class Scoring:
     """Held-out data and the model. windows: (n, longest) int64, of which a length S reads the last S tokens."""
 
     lm: LM
@@ -53,7 +53,7 @@ class Arena:
     tail: int
     batch_tokens: int
     journal: Journal
-    world: World = ALONE
+    processes: Processes = ALONE
     purpose: str = "search"  # names these windows and trials in the journal
     token_layers: int = 0  # cost so far: tokens x layers processed
     _seen: dict[tuple[Candidate, int], Score] = field(default_factory=dict)
@@ -62,13 +62,13 @@ class Arena:
     def n_layer(self) -> int:
         return len(self.lm.weights.layers)
 
-    def score(self, candidate: Candidate, length: int, share: float = 1.0, prefix: Prefix | None = None) -> Score:
+    def score(self, candidate: Candidate, length: int, share: float = 1.0, shared: SharedLayers | None = None) -> Score:
         """Score on the first `share` of the windows and trials; what was scored before is not run again."""
         seen = self._seen.get((candidate, length), _EMPTY)
         windows, trials = self.counts(share)
         if windows > len(seen.losses) or trials > len(seen.exact):
             most = max(windows, len(seen.losses)), max(trials, len(seen.exact))
-            seen = self._more(candidate, length, seen, *most, prefix)
+            seen = self._more(candidate, length, seen, *most, shared)
             self._seen[candidate, length] = seen
         return Score(seen.losses[:windows], seen.answered[:trials], seen.exact[:trials])
 
@@ -79,26 +79,28 @@ class Arena:
         return windows, 0 if trials is None else max(1, round(len(trials.keys) * share))
 
     def _more(
-        self, candidate: Candidate, length: int, seen: Score, windows: int, trials: int, prefix: Prefix | None
+        self, candidate: Candidate, length: int, seen: Score, windows: int, trials: int, shared: SharedLayers | None
     ) -> Score:
         """Extend a score to the first `windows` and `trials`; from the journal if it was paid for before."""
         new_windows = None if self.windows is None else self.windows[len(seen.losses) : windows, -length:]
         new_trials = self.trials[length].part(len(seen.exact), trials) if self.trials else None
         tokens = 0 if new_windows is None else new_windows.numel()
         tokens += 0 if new_trials is None else new_trials.prompts.numel()
-        self.token_layers += tokens * (self.n_layer - (prefix.stop if prefix else 0))
+        self.token_layers += tokens * (self.n_layer - (shared.stop if shared else 0))
         seen_before = [len(seen.losses), windows, len(seen.exact), trials]
         key = canonical([self.purpose, asdict(candidate), length, *seen_before])
         found = self.journal.get(key)
         if found is None:
-            lm, method, read = self._model(candidate, length), candidate.method, prefix.read if prefix else read_whole
+            lm, method, read = self._model(candidate, length), candidate.method, shared.read if shared else read_whole
             found = {"losses": [], "right": [], "probability": []}
             if new_windows is not None and len(new_windows):
-                losses = tail_losses(lm, new_windows, self.tail, method, self.batch_tokens, world=self.world, read=read)
+                losses = tail_losses(
+                    lm, new_windows, self.tail, method, self.batch_tokens, processes=self.processes, read=read
+                )
                 found["losses"] = losses.tolist()
             if new_trials is not None and len(new_trials.keys):
                 right, probability = passkey_answered(
-                    lm, new_trials, method, self.batch_tokens, world=self.world, read=read
+                    lm, new_trials, method, self.batch_tokens, processes=self.processes, read=read
                 )
                 found["right"], found["probability"] = right.tolist(), probability.tolist()
             self.journal.put(key, found)
@@ -119,18 +121,20 @@ class Arena:
         """
         left = list(dict.fromkeys(candidates))
         stop = min(candidate.untouched() for candidate in left)
-        prefix = Prefix(stop) if stop and len(left) > 1 and not self.lm.hybrid else None
-        if prefix:
+        shared = SharedLayers(stop) if stop and len(left) > 1 and not self.lm.hybrid else None
+        if shared:
             windows, trials = self.counts(1.0)
             self.token_layers += stop * (windows + trials) * length
         for share in (0.25, 0.5):
-            left = self._rank(left, length, share, prefix)[: max(survivors, -(-len(left) // 3))]
-        return self._rank(left, length, 1.0, prefix)[:survivors]
+            left = self._rank(left, length, share, shared)[: max(survivors, -(-len(left) // 3))]
+        return self._rank(left, length, 1.0, shared)[:survivors]
 
-    def _rank(self, candidates: list[Candidate], length: int, share: float, prefix: Prefix | None) -> list[Candidate]:
+    def _rank(
+        self, candidates: list[Candidate], length: int, share: float, shared: SharedLayers | None
+    ) -> list[Candidate]:
         """Best first; on a tie the earlier candidate."""
         for candidate in progress(candidates, f"scoring candidates at {length}"):
-            self.score(candidate, length, share, prefix)
+            self.score(candidate, length, share, shared)
         return sorted(candidates, key=lambda c: -self.score(c, length, share).value)
 
     def _model(self, candidate: Candidate, length: int) -> LM:

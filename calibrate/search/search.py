@@ -15,7 +15,7 @@ from ..recipe.recipe import Recipe
 from .candidates import NONE, Candidate, DecimatePick, FilterPick, Fit, ScalePick
 from .channels import global_channels
 from .intervals import clearly_better
-from .scoring import Arena
+from .scoring import Scoring
 
 _BLOCKS = 8  # layers are taken together in at most this many blocks
 
@@ -56,11 +56,11 @@ def layer_sets(n_layer: int, recipe: Recipe) -> list[tuple[int, ...]]:
 
 
 class Search:
-    """Drives an Arena. The order of the search is fixed, so equal inputs give equal picks."""
+    """Drives an Scoring. The order of the search is fixed, so equal inputs give equal picks."""
 
-    def __init__(self, arena: Arena, recipe: Recipe, lengths: Sequence[int], seed: int) -> None:
-        self.arena, self.recipe, self.lengths, self.seed = arena, recipe, sorted(lengths), seed
-        self.layers, self.L = arena.tables.layers, arena.tables.train_length
+    def __init__(self, scoring: Scoring, recipe: Recipe, lengths: Sequence[int], seed: int) -> None:
+        self.scoring, self.recipe, self.lengths, self.seed = scoring, recipe, sorted(lengths), seed
+        self.layers, self.L = scoring.tables.layers, scoring.tables.train_length
         self.pivot = self.lengths[len(self.lengths) // 2]
         self.fits: list[dict[str, Any]] = []  # the two fits of g compared, an entry a length
 
@@ -77,7 +77,7 @@ class Search:
         return found
 
     def _best(self, picks: Sequence[FilterPick], length: int) -> FilterPick:
-        best = self.arena.halving([Candidate(pick) for pick in picks], length)[0].filter
+        best = self.scoring.halving([Candidate(pick) for pick in picks], length)[0].filter
         assert best is not None
         return best
 
@@ -140,7 +140,7 @@ class Search:
 
     def _fitted(self, pick: FilterPick, length: int) -> FilterPick:
         """The same pick under the fits of g that the recipe allows; the stretched one unless another is better."""
-        if self.recipe.filter.g_fit == "stretched" or self.arena.lm.hybrid:
+        if self.recipe.filter.g_fit == "stretched" or self.scoring.lm.hybrid:
             return pick
         fit: Fit = "sequential"
         shares = sorted({min(1.0, round(pick.share * step, 6)) for step in (0.71, 1.0, 1.41)})
@@ -151,7 +151,7 @@ class Search:
 
     def _summary(self, pick: FilterPick, length: int) -> dict[str, float]:
         """m(S), the value, and what it is made of."""
-        score = self.arena.score(Candidate(pick), length)
+        score = self.scoring.score(Candidate(pick), length)
         found = {"mass": pick.share * length / self.L, "value": score.value}
         if len(score.losses):
             found["loss"] = float(score.losses.mean())
@@ -164,14 +164,14 @@ class Search:
         policy = self.recipe.policy
         if one == other:
             return False
-        scores = self.arena.score(one, length), self.arena.score(other, length)
+        scores = self.scoring.score(one, length), self.scoring.score(other, length)
         return clearly_better(*scores, policy.corrected(tried * len(self.lengths)), policy.bootstrap, self.seed)
 
     # -- decimation --------------------------------------------------------------------------------------------
 
     def _decimations(self) -> dict[int, list[Candidate]]:
         """Best first: at every length the few best of the pivot's ranking, ranked again."""
-        ranked = self.arena.halving(self._decimation_grid(), self.pivot, survivors=6)
+        ranked = self.scoring.halving(self._decimation_grid(), self.pivot, survivors=6)
         found = {}
         for length in progress(self.lengths, "decimation by length", unit="length"):
             fits = [c for c in ranked if c.decimate and max(c.decimate.keep()) < length]
@@ -179,7 +179,7 @@ class Search:
             if not fits and best:  # always carry a usable one, so that it can be forced
                 smallest = replace(best, base=self.L // 2)
                 fits = [Candidate(decimate=smallest)]
-            found[length] = self.arena.halving(fits, length, survivors=3)
+            found[length] = self.scoring.halving(fits, length, survivors=3)
         return found
 
     def _decimation_grid(self) -> list[Candidate]:
@@ -209,16 +209,16 @@ class Search:
         assert filtered.filter is not None
         shares = [min(1.0, round(filtered.filter.share * step, 6)) for step in (0.71, 1.0, 1.41)]
         grid = [Candidate(replace(filtered.filter, share=s), d.decimate) for d in decimated for s in shares]
-        return self.arena.halving(grid, length)[0]
+        return self.scoring.halving(grid, length)[0]
 
     def _scale(self, length: int) -> Candidate:
         """Power and channels; or a power for each block of layers, from the best that all share, while that helps."""
         recipe, n_layer = self.recipe.scale, len(self.layers)
         if not recipe.by_layer:
             grid = [Candidate(scale=ScalePick(power, top)) for power in recipe.powers for top in recipe.top]
-            return self.arena.halving(grid, length)[0]
+            return self.scoring.halving(grid, length)[0]
         even = [ScalePick(power, 1.0, (power,) * n_layer) for power in (0.0, *recipe.powers)]
-        best = self.arena.halving([Candidate(scale=pick) for pick in even], length)[0]
+        best = self.scoring.halving([Candidate(scale=pick) for pick in even], length)[0]
         for _ in self._blocks():
             assert best.scale is not None
             powers, tried = best.scale.powers, [best]
@@ -226,14 +226,14 @@ class Search:
                 for step in (-0.25, 0.25):
                     moved = tuple(p + step if i in block else p for i, p in enumerate(powers))
                     tried.append(Candidate(scale=ScalePick(0.0, 1.0, moved)))
-            found = self.arena.halving(tried, length)[0]
+            found = self.scoring.halving(tried, length)[0]
             if found == best:
                 break
             best = found
         return best
 
 
-def plain_scores(arena: Arena, lengths: Sequence[int]) -> None:
+def plain_scores(scoring: Scoring, lengths: Sequence[int]) -> None:
     """Score the plain model everywhere: what every method has to beat."""
     for length in progress(list(lengths), "plain model", unit="length"):
-        arena.score(NONE, length)
+        scoring.score(NONE, length)

@@ -23,7 +23,7 @@ from ..measure.measuring import LayerMeasurement, merge_over
 from ..measure.sketch import DeltaSketch, exact_values
 from ..texts.windows import token_windows
 from ..work.journal import Journal
-from ..work.processes import ALONE, World
+from ..work.processes import ALONE, Processes
 from .candidates import DecimatePick, FilterPick
 from .channels import global_channels, score_weights
 
@@ -57,7 +57,7 @@ class Sweeper:
     batch_tokens: int
     seed: int
     journal: Journal
-    world: World = ALONE
+    processes: Processes = ALONE
     _made: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, pick: FilterPick, decimate: DecimatePick | None, share: float, length: int) -> Tensor:
@@ -70,7 +70,7 @@ class Sweeper:
                 self.journal.put(key, 2 * windows.numel() * len(self.layers))
             found = self.journal.tensors(key)
             if found is None:
-                g = sweep(self.lm, self.layers, pick, decimate, share, windows, self.batch_tokens, self.world)
+                g = sweep(self.lm, self.layers, pick, decimate, share, windows, self.batch_tokens, self.processes)
                 found = {"g": g}
                 self.journal.put_tensors(key, found)
             self._made[key] = found["g"]
@@ -91,7 +91,7 @@ def sweep(
     share: float,
     windows: Tensor,
     batch_tokens: int,
-    world: World = ALONE,
+    processes: Processes = ALONE,
 ) -> Tensor:
     """g at the length of windows (n, S): (n_layer, D) float32, 0 in local channels and layers not filtered.
 
@@ -99,7 +99,7 @@ def sweep(
     """
     n, S = windows.shape
     keep = dict(zip(decimate.layers, decimate.keep())) if decimate else {}
-    batches = [batch for _, batch in world.mine(windows.to(lm.device).split(max(1, batch_tokens // S)))]
+    batches = [batch for _, batch in processes.mine(windows.to(lm.device).split(max(1, batch_tokens // S)))]
     states = [lm.new_state(len(batch)) for batch in batches]
     streams = [embed(lm.weights, lm.config, batch, state.length, None) for batch, state in zip(batches, states)]
     plans = [PLAIN] * len(layers)
@@ -123,7 +123,7 @@ def sweep(
             watch = _Watch(DeltaSketch.empty(table.shape[1], values, lm.device), plan, lm.backend)
             for k in range(len(batches)):
                 through(i, k, watch)
-            sketch = merge_over(world, watch.sketch)
+            sketch = merge_over(processes, watch.sketch)
             wanted = min(1.0, share) * S * layer.sketch.mean()  # a window's mass to keep, (D,)
             g = sketch.threshold(wanted * n / sketch.total().clamp(min=1e-300)).float().cpu()
             table[i] = torch.where(global_channels(layer, pick.log_theta), g, 0.0)

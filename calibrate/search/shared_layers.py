@@ -29,10 +29,10 @@ def read_whole(lm: LM, ids: Tensor, method: str, keep: int) -> tuple[Tensor, Sta
     """All layers in one pass, as every candidate is read: the bits hang on no memory, and too little is an error."""
     if lm.hybrid:  # its layers cannot be run one by one, and it reads in one pass unless told otherwise
         return read_all(lm, ids, method, keep)
-    return Prefix(0).read(lm, ids, method, keep)
+    return SharedLayers(0).read(lm, ids, method, keep)
 
 
-class Prefix:
+class SharedLayers:
     """Layers 0 ... stop - 1 of the plain model, computed once a batch; candidates must leave those layers alone."""
 
     def __init__(self, stop: int) -> None:

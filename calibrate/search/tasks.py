@@ -15,7 +15,7 @@ from ...runtime.model import LM
 from ...runtime.reading.state import State
 from ..errors import UserError
 from ..texts.passkey import WORDINGS, Split, answer, draw_key, is_answered
-from ..work.processes import ALONE, World
+from ..work.processes import ALONE, Processes
 from .shared_layers import Read, read_all
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -28,7 +28,7 @@ def tail_losses(
     method: str,
     batch_tokens: int,
     *,
-    world: World = ALONE,
+    processes: Processes = ALONE,
     read: Read = read_all,
 ) -> Tensor:
     """Mean loss (nats per token) on the last `tail` tokens of each window: (n, S) int64 -> (n,) float64.
@@ -37,12 +37,12 @@ def tail_losses(
     """
     losses = torch.zeros(len(windows), dtype=torch.float64)
     rows = max(1, batch_tokens // windows.shape[1])
-    for i, batch in world.mine(windows.split(rows)):
+    for i, batch in processes.mine(windows.split(rows)):
         predicted = read(lm, batch, method, tail + 1)[0][:, :-1].double()
         target = batch[:, -tail:].to(predicted.device)
         loss = F.cross_entropy(predicted.flatten(0, 1), target.flatten(), reduction="none")
         losses[i * rows : i * rows + len(batch)] = loss.view(target.shape).mean(1).cpu()
-    return world.total(losses)
+    return processes.total(losses)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def passkey_answered(
     method: str,
     batch_tokens: int,
     *,
-    world: World = ALONE,
+    processes: Processes = ALONE,
     read: Read = read_all,
 ) -> tuple[Tensor, Tensor]:
     """(answered (n,) bool, probability (n,) float64): greedy exact match, and the probability of the right answer.
@@ -121,7 +121,7 @@ def passkey_answered(
     """
     rows = max(1, batch_tokens // trials.prompts.shape[1])
     answered, probability = torch.zeros(2, len(trials.keys), dtype=torch.float64)
-    for i, prompts in world.mine(trials.prompts.split(rows)):
+    for i, prompts in processes.mine(trials.prompts.split(rows)):
         part = slice(i * rows, i * rows + len(prompts))
         logits, state = read(lm, prompts, method, 1)
         logits, target = logits[:, -1], trials.answers[part].to(logits.device)
@@ -133,7 +133,7 @@ def passkey_answered(
             if k + 1 < target.shape[1]:
                 logits, state = lm.step(target[:, k], state)
         probability[part] = total.exp()
-    return world.total(answered) > 0, world.total(probability)
+    return processes.total(answered) > 0, processes.total(probability)
 
 
 def _greedy(lm: LM, logits: Tensor, state: State, count: int) -> list[str]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from ...runtime.errors import os_reason
 from ...runtime.files import save_tensors
 from ..errors import UserError
-from .processes import ALONE, World
+from .processes import ALONE, Processes
 
 NAME = "journal.sqlite"
 _SECONDS = 1.0  # to wait for a process that is about to end
@@ -33,18 +33,18 @@ class Journal:
     Raises UserError, on every rank, if another run uses the folder or it cannot be written. Close it after use.
     """
 
-    def __init__(self, workdir: Path | None, identity: str, resume: bool, world: World = ALONE) -> None:
-        self._folder = workdir if world.rank == 0 else None
+    def __init__(self, workdir: Path | None, identity: str, resume: bool, processes: Processes = ALONE) -> None:
+        self._folder = workdir if processes.rank == 0 else None
         self._run = hashlib.sha256(identity.encode()).hexdigest()
         self._known: dict[str, Any] = {}
-        self._world = world
+        self._world = processes
         self._db: sqlite3.Connection | None = None
         self.note = ""
         problem = self._open(self._folder, resume) if self._folder else ""
-        if problem := world.agree(problem):
+        if problem := processes.agree(problem):
             self.close()
             raise UserError(problem)
-        self._known = world.agree(self._known)
+        self._known = processes.agree(self._known)
 
     def _open(self, folder: Path, resume: bool) -> str:
         """Lock the folder and read what it knows of this run; returns what is wrong with it."""

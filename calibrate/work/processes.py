@@ -28,8 +28,8 @@ LOST = "a process of this run was lost; run the same command again to go on from
 
 
 @dataclass(frozen=True)
-class World:
-    """rank of size processes; World() is one alone."""
+class Processes:
+    """rank of size processes; Processes() is one alone."""
 
     rank: int = 0
     size: int = 1
@@ -68,11 +68,11 @@ class World:
         return held[0]
 
 
-ALONE = World()
+ALONE = Processes()
 
 
-def join(device: str) -> tuple[World, str]:
-    """The world torchrun started this process in, and the device of this rank; alone if there is none.
+def join(device: str) -> tuple[Processes, str]:
+    """The processes torchrun started this process in, and the device of this rank; alone if there is none.
 
     Raises UserError if the other processes cannot be reached.
     """
@@ -91,7 +91,7 @@ def join(device: str) -> tuple[World, str]:
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot reach the other processes ({error}); start them with torchrun") from error
     _end_when_stopped()
-    return World(rank, size), device
+    return Processes(rank, size), device
 
 
 def leave() -> None:

@@ -1,4 +1,4 @@
-"""The search finds what is best where it is known: a made-up arena whose score has one peak."""
+"""The search finds what is best where it is known: a made-up scoring whose score has one peak."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from longscan.calibrate.measure.measuring import LayerMeasurement
 from longscan.calibrate.measure.sketch import DeltaSketch
 from longscan.calibrate.recipe.recipe import parse_recipe
 from longscan.calibrate.search.candidates import Candidate, FilterPick, ScalePick
-from longscan.calibrate.search.scoring import Arena, Score
+from longscan.calibrate.search.scoring import Score, Scoring
 from longscan.calibrate.search.search import Search, theta_candidates
 from longscan.calibrate.search.tables import Tables
 from longscan.calibrate.work.journal import Journal
@@ -29,7 +29,7 @@ def layer(i: int) -> LayerMeasurement:
     return LayerMeasurement(sketch, decay, torch.arange(D).float().expand(3, D) + i / 10, torch.zeros(3, 0, D))
 
 
-class Known(Arena):
+class Known(Scoring):
     """Scores by a function of the candidate, the same on every window."""
 
     def score(self, candidate, length, share=1.0, prefix=None):
@@ -44,9 +44,9 @@ def search(loss, recipe: str) -> Search:
     lm = SimpleNamespace(weights=SimpleNamespace(layers=layers), hybrid=False)
     tables = Tables(layers, L, lambda *_: pytest.fail("no sweep was asked for"))
     windows = torch.zeros(8, LENGTHS[-1], dtype=torch.int64)
-    arena = Known(lm, tables, "perplexity", windows, {}, 8, 4096, Journal(None, "", False))
-    arena.loss, arena.asked = loss, []
-    return Search(arena, parse_recipe(recipe, "known"), LENGTHS, 0)
+    scoring = Known(lm, tables, "perplexity", windows, {}, 8, 4096, Journal(None, "", False))
+    scoring.loss, scoring.asked = loss, []
+    return Search(scoring, parse_recipe(recipe, "known"), LENGTHS, 0)
 
 
 @pytest.mark.parametrize("law", [lambda n: 0.3 * n / L, lambda n: 0.5, lambda n: 1.5, lambda n: (n / L) ** 0.5])
@@ -89,7 +89,7 @@ def test_scales_are_found_by_channels_and_by_layer():
 
 
 def test_scales_become_factors():
-    tables = search(lambda *_: 0.0, "").arena.tables
+    tables = search(lambda *_: 0.0, "").scoring.tables
     upi = tables.band([128, 256], {}, None, ScalePick(1.0, 0.2), only=True)["scales"]  # (K, n_layer, D)
     assert upi.unique().tolist() == [0.25, 0.5, 1.0]
     assert int((upi[0] == 0.5).sum()) == int((upi[1] == 0.25).sum()) == N_LAYER * D // 5
@@ -104,7 +104,7 @@ def test_thetas_differ_in_the_channels_they_call_global():
 
 
 def test_stretched_tables_are_made_once():
-    tables = search(lambda *_: 0.0, "").arena.tables
+    tables = search(lambda *_: 0.0, "").scoring.tables
     pick = FilterPick(-5.0, (1, 3), 0.4)
     first = tables.thresholds(pick, [0.4, 0.1])
     kept = tables.layers[3].sketch.threshold(0.4).float()
