@@ -19,7 +19,7 @@ from .generate.loop import generate_batch, generate_ids, generate_text, is_batch
 from .reading.forward import step_layers
 from .reading.growth import Growth
 from .reading.observer import Observer
-from .reading.prefill import Output, in_given_columns, is_open, prefill
+from .reading.prefill import Output, Reading, in_given_columns, is_open, prefill
 from .reading.prompts import Ids, as_batch, check_ids
 from .reading.rows import prefill_by_length
 from .reading.state import State, read_state
@@ -130,31 +130,17 @@ class LM:
         if state is not None and state.batch != batch.shape[0]:
             raise ValueError(f"ids have {batch.shape[0]} rows and the state {state.batch}; give one state row a prompt")
 
-        def read(rows: Tensor, mask: Tensor | None, into: State) -> Output:
-            return prefill(
-                self.weights,
-                self.config,
-                self.sidecar,
-                rows,
-                mask,
-                into,
-                fresh=state is None,
-                total_length=total_length,
-                chunk=chunk,
-                method=method,
-                logits_to_keep=logits_to_keep,
-                observer=observer,
-                growth=self._growth,
-                on_chunk=on_chunk,
-                backend=self.backend,
-            )
-
+        reading = Reading(
+            weights=self.weights, config=self.config, sidecar=self.sidecar, growth=self._growth, backend=self.backend,
+            fresh=state is None, method=method, total_length=total_length, chunk=chunk, logits_to_keep=logits_to_keep,
+            observer=observer, on_chunk=on_chunk,
+        )  # fmt: skip
         if state is not None:
-            out = read(batch, mask, state.clone())
+            out = prefill(reading, batch, mask, state.clone())
         elif mask is not None and total_length is None and self._decimates(mask.sum(1).tolist(), method):
-            out = prefill_by_length(batch, mask, lambda rows: read(rows, None, self.new_state(rows.shape[0])))
+            out = prefill_by_length(batch, mask, lambda ids: prefill(reading, ids, None, self.new_state(len(ids))))
         else:
-            out = read(batch, mask, self.new_state(batch.shape[0]))
+            out = prefill(reading, batch, mask, self.new_state(batch.shape[0]))
         decimated = any(plan.decimate for plan in out.state.plans)
         return out if logits_to_keep or decimated else in_given_columns(out, padding)
 

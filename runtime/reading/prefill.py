@@ -54,31 +54,38 @@ def in_given_columns(out: Output, padding: Padding | None) -> Output:
     return replace(out, logits=padding.back(logits), positions=padding.back(positions))
 
 
-def prefill(
-    weights: Weights,
-    config: ModelConfig,
-    sidecar: Sidecar | None,
-    ids: Tensor,
-    mask: Tensor | None,
-    state: State,
-    *,
-    fresh: bool,
-    total_length: float | None,
-    chunk: int | None,
-    method: str,
-    logits_to_keep: int,
-    observer: Observer | None,
-    growth: Growth | None,
-    on_chunk: Callable[[int], None] | None,
-    backend: str,
-) -> Output:
-    """Read checked `ids` (B, L), left-padded where `mask` (B, L) says so, into `state`, in place. See LM.prefill."""
-    L = ids.shape[1]
-    plan_prompt(sidecar, ids, mask, state, fresh, total_length, method, max(1, logits_to_keep))
+@dataclass(frozen=True)
+class Reading:
+    """What stays the same during a call: the model, and what the call asks for (see LM.prefill).
+
+    growth: of the sidecar; None without one. fresh: nothing was read into the state before.
+    """
+
+    weights: Weights
+    config: ModelConfig
+    sidecar: Sidecar | None
+    growth: Growth | None
+    backend: str
+    fresh: bool
+    method: str
+    total_length: float | None
+    chunk: int | None
+    logits_to_keep: int
+    observer: Observer | None
+    on_chunk: Callable[[int], None] | None
+
+
+def prefill(reading: Reading, ids: Tensor, mask: Tensor | None, state: State) -> Output:
+    """Read checked `ids` (B, L), left-padded where `mask` (B, L) says so, into `state`, in place."""
+    L, weights, observer, wanted = ids.shape[1], reading.weights, reading.observer, reading.logits_to_keep
+    plan_prompt(
+        reading.sidecar, ids, mask, state, reading.fresh, reading.total_length, reading.method, max(1, wanted)
+    )  # fmt: skip
+    chunk = reading.chunk
     if chunk is None:  # an observer's sums must not depend on the machine's memory
         chunk = L if observer is not None else pick_chunk(weights, ids.shape[0])
-    growing = growth if growth is not None and state.total is not None and math.isinf(state.total) else None
-    resolved = [] if growing else layer_plans(state.plans, sidecar, weights, state.protected)
+    growing = reading.growth if state.total is not None and math.isinf(state.total) else None
+    resolved = [] if growing else layer_plans(state.plans, reading.sidecar, weights, state.protected)
     start = 0
     pieces: list[Stream] = []
     while start < L:
@@ -92,10 +99,10 @@ def prefill(
         final = stop == L and (state.total is None or bool((state.length + new >= state.total).all()))
         before: State | None = state.clone()
         try:
-            stream = embed(weights, config, ids[:, part], state.length, piece_mask)
+            stream = embed(weights, reading.config, ids[:, part], state.length, piece_mask)
             stream = run_layers(
-                weights, config, stream, state, resolved, protected=state.protected, observer=observer,
-                backend=backend, final=final, piece=chunk,
+                weights, reading.config, stream, state, resolved, protected=state.protected, observer=observer,
+                backend=reading.backend, final=final, piece=chunk,
             )  # fmt: skip
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or observer is not None or stop - start == 1:
@@ -110,18 +117,18 @@ def prefill(
                 torch.cuda.empty_cache()
             continue
         state.length += new
-        if logits_to_keep:  # keep no more residuals than the logits need
-            stream = _last(stream, logits_to_keep)
-            pieces = [_last(join([*pieces, stream]), logits_to_keep)]
+        if wanted:  # keep no more residuals than the logits need
+            stream = _last(stream, wanted)
+            pieces = [_last(join([*pieces, stream]), wanted)]
         else:
             pieces.append(stream)
         start = stop
-        if on_chunk is not None:
-            on_chunk(int(new.sum()))
+        if reading.on_chunk is not None:
+            reading.on_chunk(int(new.sum()))
     stream = join(pieces)
     if state.total is not None and bool((state.length >= state.total).all()):
         state.total = None  # the promised prompt is complete
-    return Output(logits(weights, config, stream.residual), stream.positions, state, state.plan)
+    return Output(logits(weights, reading.config, stream.residual), stream.positions, state, state.plan)
 
 
 def _next_change(growing: Growth, state: State, mask: Tensor | None, start: int) -> int:
