@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from longscan.calibrate.measure.published_fit import published_g
-from longscan.calibrate.run import encode
 from longscan.calibrate.texts.sources import read_texts
+from longscan.calibrate.texts.tokens import encode
 from longscan.calibrate.texts.windows import token_windows
 from longscan.runtime import Sidecar, load
 from longscan.runtime.reading.observer import ScanInputs

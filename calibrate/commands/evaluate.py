@@ -43,8 +43,8 @@ def evaluate_command(
     from ..evaluate.evaluate import Request, available, evaluate
     from ..recipe.recipe import load_recipe, recipe_for_model
     from ..report.table import render
-    from ..run import encode
     from ..texts.sources import read_texts
+    from ..texts.tokens import encode
 
     asked = None if methods is None else tuple(dict.fromkeys(m.strip() for m in methods.split(",")))
     unknown = [m for m in asked or () if m not in METHODS]

@@ -102,9 +102,9 @@ def _analyze(
     from ..recipe.recipe import load_recipe, recipe_for_model
     from ..report import analyze_figures
     from ..report.analyze import analyze as run
-    from ..run import encode
     from ..summary import calibrated_lengths
     from ..texts.sources import read_texts
+    from ..texts.tokens import encode
 
     name = model or side.metadata["base_model"]
     if model is None and not is_known_anywhere(name):

@@ -56,7 +56,8 @@ def run(
     """
     from ..recipe.published import recipe_train_length
     from ..recipe.recipe import load_recipe, recipe_for_model
-    from ..run import Options, calibrate
+    from ..run import calibrate
+    from ..stages.job import Options
 
     recipe = load_recipe(recipe_name or recipe_for_model(model))
     out = out or Path(f"{Path(model).name}.longscan.safetensors")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -57,6 +57,10 @@ class Scoring:
     purpose: str = "search"  # names these windows and trials in the journal
     token_layers: int = 0  # cost so far: tokens x layers processed
     _seen: dict[tuple[Candidate, int], Score] = field(default_factory=dict)
+
+    def on(self, windows: Tensor | None, trials: dict[int, PasskeyTrials], purpose: str) -> Scoring:
+        """The same comparison on other data; nothing is seen yet."""
+        return replace(self, windows=windows, trials=trials, purpose=purpose, token_layers=0, _seen={})
 
     @property
     def n_layer(self) -> int:

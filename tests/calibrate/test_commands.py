@@ -132,6 +132,26 @@ def test_generate(folder, calibrated, tmp_path):
     assert len(result.stdout) > 1
 
 
+@pytest.mark.parametrize(
+    ("recipe", "method", "found"),
+    [
+        ("paper-longmamba", "filter", "filter"),
+        ("paper-longmamba", "decimate", "decimate"),
+        ("paper-longmamba", "both", "both"),
+        ("paper-decimamba", "filter", None),
+        ("paper-longmamba", "scale", None),
+    ],
+)
+def test_published_settings_do_what_is_asked_or_say_that_they_cannot(folder, text, tmp_path, recipe, method, found):
+    out = tmp_path / "x.safetensors"
+    result = call("run", "--model", folder, "--texts", text, "--train-length", 64, "--lengths", 128, "--recipe", recipe,
+                  "--method", method, "--out", out, code=0 if found else 1)  # fmt: skip
+    if found:
+        assert [band.method for band in Sidecar.read(out).bands] == [found]
+    else:
+        assert f"no settings for --method {method}" in result.stderr and not out.exists()
+
+
 @pytest.mark.parametrize("recipe", ["paper-longmamba", "paper-decimamba"])
 def test_published_recipes(folder, text, tmp_path, recipe):
     out = tmp_path / "paper.st"
@@ -235,7 +255,10 @@ def test_generate_needs_one_prompt(folder):
 
 
 def test_control_c_ends_with_130(folder, text, tmp_path, monkeypatch):
-    monkeypatch.setattr("longscan.calibrate.run.measured", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("longscan.calibrate.stages.measure.measured", interrupted)
     result = call("run", "--model", folder, "--texts", text, "--train-length", 64, "--lengths", 128,
                   "--out", tmp_path / "x.st", code=130)  # fmt: skip
     assert result.stderr.strip().splitlines()[-1].startswith("Error: interrupted")

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from longscan.calibrate.errors import UserError
-from longscan.calibrate.run import encode
 from longscan.calibrate.texts.passkey import WORDINGS, answer
+from longscan.calibrate.texts.tokens import encode
 from longscan.runtime import CheckpointError, load
 from longscan.runtime.checkpoint import source
 from longscan.runtime.checkpoint.config import eos_ids_of

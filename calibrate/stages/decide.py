@@ -1,0 +1,63 @@
+"""Fourth stage: what the search found -> a method for each length, by fresh text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ...runtime.sidecar.sidecar import Band
+from ..console import progress
+from ..search.candidates import Candidate
+from ..search.choice import bands, choose
+from ..search.scoring import Scoring
+from .job import Job
+from .published import unsearched_band
+from .search import Found, passkeys
+
+
+@dataclass(frozen=True)
+class Decided:
+    """bands: entries and tensors; scores: the comparison, for the report.
+
+    tokens: read in all, layers left out counted as parts; cost: those over what looking at everything once takes
+    """
+
+    bands: Sequence[tuple[Band, Mapping[str, Tensor]]]
+    scores: list[dict[str, Any]]
+    tokens: int
+    cost: float
+    record: dict[str, Any]
+
+
+def decide(job: Job, found: Found) -> Decided:
+    """Each length's candidates against each other; what the recipe says outright where nothing was searched."""
+    measured = found.measured
+    tables, windows = measured.tables, measured.tokens.windows
+    if found.scoring is None:
+        read = windows.numel() if tables.layers else 0
+        return Decided([unsearched_band(job, tables)], [], read, 0.0, found.record)
+    chosen: list[Candidate] = []
+    scores: list[dict[str, Any]] = []
+    comparisons = len(job.methods) * len(job.lengths)
+    token_layers, distinct = found.scoring.token_layers, 0
+    for pick in progress(found.picks, "deciding on fresh text", unit="length"):
+        judge = _judge(job, found, found.scoring, pick.length)
+        best, rows = choose(judge, pick, job.methods, job.recipe.policy, job.options.seed, comparisons)
+        chosen.append(best)
+        scores += rows
+        token_layers += judge.token_layers
+        distinct += sum(found.scoring.counts(1.0) + judge.counts(1.0)) * pick.length
+    made = bands(tables, found.picks, chosen)  # may sweep, which counts
+    spent = (token_layers + measured.sweeper.token_layers) / len(tables.layers) + windows.numel()
+    return Decided(made, scores, int(spent), spent / distinct, found.record)
+
+
+def _judge(job: Job, found: Found, scoring: Scoring, length: int) -> Scoring:
+    """The same comparison on windows and passkeys that the search has not seen, and on more of them."""
+    tokens, samples = found.measured.tokens, job.judging(length)
+    windows = None if tokens.judged is None else tokens.judged[:samples]
+    trials = {length: passkeys(job, tokens, length, samples, job.options.seed + 1)} if scoring.trials else {}
+    return scoring.on(windows, trials, "judge")

@@ -1,0 +1,94 @@
+"""What stays the same during a run: the model, the recipe, what was asked for, and who shares the work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...runtime.model import LM
+from ..errors import UserError
+from ..measure.measuring import tokens_a_batch
+from ..recipe.recipe import Recipe
+from ..search.scoring import Objective
+from ..work.processes import Processes
+
+_JUDGED = 4  # times as many windows decide at a short length as are searched on
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says; the recipe has already been merged with it."""
+
+    texts: str
+    lengths: tuple[int, ...]
+    method: str
+    objective: Objective
+    samples: int
+    seed: int
+    train_length: int
+    workdir: Path | None = None
+    resume: bool = True
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. lengths ascending; methods: the candidates allowed, "none" aside; lm has no sidecar."""
+
+    lm: LM
+    recipe: Recipe
+    options: Options
+    processes: Processes
+    lengths: list[int]
+    methods: list[str]
+
+    @staticmethod
+    def of(lm: LM, recipe: Recipe, options: Options, processes: Processes) -> Job:
+        """Raises UserError where methods or lengths do not fit the model."""
+        lm = lm.with_sidecar(None)
+        lm.filter_decode = recipe.filter.decode  # candidates are read as the sidecar will be
+        methods, lengths = allowed_methods(options.method, recipe, lm.hybrid), sorted(options.lengths)
+        if lengths[0] <= options.train_length:
+            raise UserError(
+                f"length {lengths[0]} is not above the training length {options.train_length}; give longer --lengths"
+            )
+        job = Job(lm, recipe, options, processes, lengths, methods)
+        given = {"none", "auto", "decimate", "both"} | ({"filter"} if recipe.filter.fit == "published" else set())
+        if not job.searches and options.method not in given:
+            raise UserError(
+                f"this recipe searches nothing and has no settings for --method {options.method}; give another --recipe"
+            )
+        return job
+
+    @property
+    def L(self) -> int:
+        """The training length."""
+        return self.options.train_length
+
+    @property
+    def batch_tokens(self) -> int:
+        return tokens_a_batch(self.recipe.measure.batch_tokens, 2 * self.lm.weights.embedding.shape[1])  # d_inner
+
+    @property
+    def searches(self) -> bool:
+        """Whether there is anything to choose: the papers' own settings are taken as they stand."""
+        return self.options.method != "none" and self.recipe.filter.fit != "published" and self.recipe.decimate.search
+
+    def judging(self, length: int) -> int:
+        """Windows, or passkeys in place of `samples`, that decide at a length: short ones cost little."""
+        return self.options.samples * min(_JUDGED, max(1, self.lengths[-1] // length))
+
+
+def allowed_methods(method: str, recipe: Recipe, hybrid: bool = False) -> list[str]:
+    """Candidates that `--method` leaves; "none" is always one. The scale is one more where the recipe wants it.
+
+    A hybrid is never decimated. Raises UserError if that is what was asked for.
+    """
+    only_decimates = method in ("decimate", "both") or (recipe.filter.fit != "published" and not recipe.decimate.search)
+    if hybrid and only_decimates:
+        raise UserError(
+            "this model's attention layers need every token, so it cannot be decimated; "
+            "give --method auto, filter or none and a recipe that filters"
+        )
+    three = ["filter"] if hybrid else ["filter", "decimate", "both"]
+    some = {"auto": three + ["scale"] * recipe.scale.search, "both": three, "none": []}
+    return some.get(method, [method])
