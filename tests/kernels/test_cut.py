@@ -18,7 +18,9 @@ def softplus(raw: torch.Tensor) -> torch.Tensor:
 
 def thresholds() -> torch.Tensor:
     """Every scale a g can have, both sides of powers of two, and of log 2, where the cut passes zero."""
-    some = torch.exp(torch.empty(4000).uniform_(math.log(1e-37), math.log(80), generator=torch.Generator().manual_seed(0)))
+    some = torch.exp(
+        torch.empty(4000).uniform_(math.log(1e-37), math.log(80), generator=torch.Generator().manual_seed(0))
+    )
     at = torch.tensor([1e-44, 1e-38, 2**-24, 0.25, 0.5, 1.0, 2.0, 16.0, 20.0, 64.0, 1e30, math.log(2)])
     around = [torch.nextafter(at, torch.tensor(end)) for end in (0.0, math.inf)]
     return torch.cat([some, at, *around])
@@ -51,7 +53,9 @@ def test_scans_drop_the_same_tokens(backend):
     one = torch.ones(len(raw), 1, 1)
     x = torch.ones(len(raw), 1, 64)
     # One token each from an empty state, x = B = C = 1: y is delta as the recurrence saw it.
-    y, _ = selective_scan(x, raw[:, None], -one[0].expand(64, 1), one, one, delta_bias=bias, threshold=g, backend=backend)
+    y, _ = selective_scan(
+        x, raw[:, None], -one[0].expand(64, 1), one, one, delta_bias=bias, threshold=g, backend=backend
+    )
     dropped, here = y[:, 0] == 0, raw + bias <= cut
     near = (softplus(raw + bias).double() / g - 1).abs() < 1e-6
     assert torch.equal(dropped | near, here | near)
