@@ -15,7 +15,7 @@ test: $(VENV)/.dev lint  ## lint, type check, all tests
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
-	MYPYPATH=$(VENV)/src $(BIN)/mypy -p longscan.kernels -p longscan.runtime -p longscan.calibrate
+	MYPYPATH=$(VENV)/src $(BIN)/mypy -p longscan.kernels -p longscan.runtime -p longscan.engines -p longscan.calibrate
 
 bench: $(VENV)/.dev  ## kernels and runtime beside transformers' torch path, on this machine (minutes)
 	$(BIN)/python benchmarks/kernels_cpu.py

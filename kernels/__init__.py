@@ -8,6 +8,7 @@ Triton kernel without a GPU.
 from .conv.api import causal_conv1d
 from .scan.api import selective_scan, selective_step
 from .scores.api import token_scores
+from .shared.cut import raw_delta_cut
 from .ssd.api import ssd_scan, ssd_step
 
-__all__ = ["causal_conv1d", "selective_scan", "selective_step", "ssd_scan", "ssd_step", "token_scores"]
+__all__ = ["causal_conv1d", "raw_delta_cut", "selective_scan", "selective_step", "ssd_scan", "ssd_step", "token_scores"]
