@@ -24,15 +24,25 @@ from .conv.triton import CONV_CONFIG
 from .conv.triton_kernel import conv_silu
 from .scan.triton import CARRY_CONFIG, STEP_CONFIG
 from .scan.triton_kernel import carry, scan
-from .scan.triton_plan import SCAN_CONFIGS, ScanConfig
+from .scan.triton_plan import REGISTERS, SCAN_CONFIGS, ScanConfig
 from .scan.triton_step import step
 from .scores.triton import SCORES_CONFIG
 from .scores.triton_kernel import scores
 from .shared.triton_launch import FUSED, LANES
 from .sketch.triton import SKETCH_CONFIG, sketch
 from .ssd.triton import CARRY_CONFIG as SSD_CARRY_CONFIG
-from .ssd.triton import CHUNK, OUTPUTS_CONFIG, STATES_CONFIG, TOKEN_CONFIG, products, states_products, tile
-from .ssd.triton_kernel import ssd_carry, ssd_outputs, ssd_states, ssd_token
+from .ssd.triton import (
+    CHUNK,
+    OUTPUTS_CONFIG,
+    PAIRS_CONFIG,
+    STATES_CONFIG,
+    TOKEN_CONFIG,
+    pairs_products,
+    products,
+    states_products,
+    tile,
+)
+from .ssd.triton_kernel import ssd_carry, ssd_outputs, ssd_pairs, ssd_states, ssd_token
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 OPTIONS = ("D", "Z", "BIAS", "THRESHOLD", "SCALE", "INDEX", "MASK", "INITIAL")
@@ -50,6 +60,7 @@ _FLOAT32 = {
     "initial",
     "state",
     "states",
+    "pairs",
     "last",
     "delta_sum",
     "out",
@@ -62,9 +73,9 @@ _OTHER = {
     "index": "*i64", "mask": "*i1", "top": "*i32", "shift": "*i32", "counts": "*i32", "mass": "*i64",
     "low": "fp32", "high": "fp32",
 }  # fmt: skip
-_INT32 = re.compile(r"^(s[xdzgBCD]_[btdgh]|L|steps|channels|chunks|chunk_size|heads|shared)$")
+_INT32 = re.compile(r"^(s[xdzgBCD]_[btdgh]|L|steps|channels|chunks|chunk_size|zero|heads|shared|groups)$")
 # Tensors and rows start at multiples of 16 bytes and elements; these, and what a kernel does not specialise, anywhere.
-_ANY = {"heads", "shared", "low", "high"}
+_ANY = {"heads", "shared", "groups", "low", "high"}
 
 
 @dataclass(frozen=True)
@@ -80,11 +91,12 @@ class Variant:
     loop: bool = True
     stages: int = 3  # Triton's default
     activations: str = "bf16"
+    registers: int = 0  # the most a thread may take, on NVIDIA's chips; 0: any
 
     @property
     def config(self) -> dict[str, Any]:
         """The constants a GPU would tune."""
-        tuned = ("CH", "SPLIT", "UNROLL", "ON_FMA", "BLOCK_T", "BLOCK_D")
+        tuned = ("CH", "SPLIT", "UNROLL", "BLOCK_T", "BLOCK_D")
         return {k: v for k, v in self.constants.items() if k in tuned} | {"num_warps": self.warps}
 
 
@@ -94,7 +106,7 @@ def scan_variant(
     """The scan with these options; the state-only pass where the name says :states."""
     flags: dict[str, Any] = {f"HAS_{option}": option in given for option in OPTIONS}
     flags |= {"SOFTPLUS": True, "STATE_ONLY": name.endswith(":states"), "EVEN": even, "N": N, "LANES": lanes}
-    return Variant(name, scan, flags | asdict(config), 1, config.UNROLL * config.CH * N / config.SPLIT)
+    return Variant(name, scan, flags | asdict(config), 1, config.CH * N / config.SPLIT, registers=REGISTERS)
 
 
 def _tile(name: str, kernel: Any, config: dict[str, int], flags: dict[str, Any], units: int, loop: bool) -> Variant:
@@ -133,15 +145,17 @@ def ssd_variants(cuda: bool = True) -> Iterator[Variant]:
         every = given == OPTIONS
         flags: dict[str, Any] = {f"HAS_{option}": option in given for option in OPTIONS}
         flags |= {"SOFTPLUS": True, "D_WIDE": every, "LIMITED": every}
-        flags |= products(P, N, torch.float32 if dtype == "fp32" else torch.bfloat16, cuda)
+        torch_dtype = torch.float32 if dtype == "fp32" else torch.bfloat16
+        flags |= products(P, N, torch_dtype, cuda)
         for name, kernel, config, sizes in (
             ("states", ssd_states, STATES_CONFIG, states_products(flags)),
+            ("pairs", ssd_pairs, PAIRS_CONFIG, pairs_products(flags, torch_dtype)),
             ("outputs", ssd_outputs, OUTPUTS_CONFIG, flags),
         ):
             used = {k: v for k, v in sizes.items() if k in kernel.arg_names}
-            block = used["Q"] * used["BLOCK_P"] * N / LANES
+            block = used["Q"] * used.get("BLOCK_P", 1) * N / LANES
             warps, stages = config["num_warps"], config["num_stages"]
-            yield Variant(f"ssd_scan:{name}{kind}", kernel, used, warps, block / warps, True, stages, dtype)
+            yield Variant(f"ssd_scan:{name}{kind}", kernel, used, warps, block / warps, name != "pairs", stages, dtype)
 
     yield from pair("", PLAIN)
     yield from pair(":filtered", (*PLAIN, "THRESHOLD"))
@@ -151,7 +165,8 @@ def ssd_variants(cuda: bool = True) -> Iterator[Variant]:
     yield from pair(":all", OPTIONS, P=48, N=16)
     for on in (True, False):
         kind = "" if on else ":bare"
-        flags = {"HAS_INITIAL": on, "P": 64, "N": 128, "CHUNK": CHUNK, "BLOCK": SSD_CARRY_CONFIG["BLOCK"]}
+        flags = {"HAS_INITIAL": on, "P": 64, "N": 128, "CHUNK": CHUNK, **SSD_CARRY_CONFIG}
+        del flags["num_warps"]
         yield Variant("ssd_scan:carry" + kind, ssd_carry, flags, SSD_CARRY_CONFIG["num_warps"], 4)
         flags = dict.fromkeys(("HAS_D", "HAS_Z", "HAS_BIAS", "HAS_THRESHOLD", "HAS_SCALE", "LIMITED", "D_WIDE"), on)
         flags |= {"SOFTPLUS": True, **tile(64, 128)}
@@ -182,6 +197,8 @@ def build(variant: Variant, name: str) -> Any:
     cuda = name.startswith("sm_")
     target = GPUTarget("cuda", int(name[3:]), 32) if cuda else GPUTarget("hip", name, 64)
     options = {"num_warps": variant.warps, "num_stages": variant.stages, **FUSED}
+    if cuda and variant.registers:
+        options["maxnreg"] = variant.registers
     return triton.compile(source, target=target, options=options)
 
 

@@ -11,11 +11,17 @@ from torch import Tensor
 
 from ..shared.triton_launch import FUSED, WARP, dense, dense_rows, per_row
 from .triton_kernel import carry, scan
-from .triton_plan import ScanConfig, plan_scan
+from .triton_plan import PROCESSORS, REGISTERS, ScanConfig, plan_scan
 from .triton_step import step
 
+SCAN_OPTIONS = {"num_warps": 1} | ({} if torch.version.hip else {"maxnreg": REGISTERS})
 CARRY_CONFIG = {"BLOCK_D": 32, "num_warps": 1}
 STEP_CONFIG = {"BLOCK_D": 32, "num_warps": 1}
+
+
+def _processors(device: torch.device) -> int:
+    """Multiprocessors of the GPU; in the interpreter, an H100's."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else PROCESSORS
 
 
 def _padded(t: Tensor, N: int) -> Tensor:
@@ -66,7 +72,7 @@ def selective_scan(
         last = torch.zeros(batch, channels, states, dtype=torch.float32, device=x.device)
         return y, last if initial_state is None else last.copy_(initial_state)
     N = triton.next_power_of_2(states)
-    planned, count = plan_scan(batch, channels, steps, N, WARP)
+    planned, count = plan_scan(batch, channels, steps, N, WARP, _processors(x.device))
     config = planned if config is None else config
     count = count if chunks is None else chunks
     size = triton.cdiv(steps, count)
@@ -84,11 +90,11 @@ def selective_scan(
         scan[(columns, count - 1 if state_only else count, batch)](
             x, delta, A, BC, D, z, delta_bias, threshold, scale, index, mask, start, y, end, delta_sum,
             *x.stride()[:2], *delta.stride()[:2], *(z.stride()[:2] if z is not None else (0, 0)), sg_b,
-            L, steps, channels, count, size,
+            L, steps, channels, count, size, 0,
             HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus,
             HAS_THRESHOLD=threshold is not None, HAS_SCALE=scale is not None, HAS_INDEX=index is not None,
             HAS_MASK=mask is not None, HAS_INITIAL=start is not None, STATE_ONLY=state_only,
-            EVEN=channels % config.channels(WARP) == 0, N=N, LANES=WARP, num_warps=1, **asdict(config), **FUSED,
+            EVEN=channels % config.channels(WARP) == 0, N=N, LANES=WARP, **asdict(config), **SCAN_OPTIONS, **FUSED,
         )  # fmt: skip
 
     if count > 1:

@@ -5,10 +5,10 @@
     pass 3  scan               every chunk, now from its true initial state -> y
 
 With one chunk only pass 3 runs. A program is one warp: LANES / SPLIT groups of SPLIT threads, CH channels a group, and
-NS = N / SPLIT states of each channel a thread. UNROLL steps are read before the first is computed, which hides the way
-to memory. B and C, the same for all channels, come side by side in float32, in 16-byte loads that every thread makes:
-converting them here would cost an instruction a value and thread. Offsets are int64: t times a stride passes 2^31 at
-61k tokens.
+NS = N / SPLIT states of each channel a thread. The loop takes one step at a time and leaves it to the other warps to
+hide the way to memory: steps read ahead are loads that ptxas moves back to their use, on registers that cost a warp.
+B and C, the same for all channels, come side by side in float32, in 16-byte loads that every thread makes: converting
+them here would cost an instruction a value and thread. Offsets are int64: t times a stride passes 2^31 at 61k tokens.
 """
 
 from __future__ import annotations
@@ -16,24 +16,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..shared.triton_math import LOG2E, exp2_on_fma, silu, softplus
+from ..shared.triton_math import LOG2E, silu, softplus
 from ..shared.triton_tiles import load, load_run, pack
 
 
 @triton.jit
-def advance(h, A, kept, driven, B, C, STATE_ONLY: tl.constexpr, ON_FMA: tl.constexpr):
-    """One step of one channel: h_n = 2^(kept A_n) h_n + driven B_n -> (new h, y = sum_n h_n C_n).
-
-    The exps of the last ON_FMA states are polynomials, to share the work between two units of the chip.
-    """
+def advance(h, A, kept, driven, B, C, STATE_ONLY: tl.constexpr):
+    """One step of one channel: h_n = 2^(kept A_n) h_n + driven B_n -> (new h, y = sum_n h_n C_n)."""
     states = ()
     y = kept
     for n in tl.static_range(len(A)):
-        if n < len(A) - ON_FMA:
-            a = tl.exp2(kept * A[n])
-        else:
-            a = exp2_on_fma(kept * A[n])
-        s = a * h[n] + driven * B[n]
+        s = tl.exp2(kept * A[n]) * h[n] + driven * B[n]
         states = states + (s,)
         if not STATE_ONLY:
             if n == 0:
@@ -43,20 +36,21 @@ def advance(h, A, kept, driven, B, C, STATE_ONLY: tl.constexpr, ON_FMA: tl.const
     return states, y
 
 
-@triton.jit(do_not_specialize=["L", "steps", "chunks", "chunk_size"])  # one binary for every length
+@triton.jit(do_not_specialize=["L", "steps", "chunks", "chunk_size", "zero"])  # one binary for every length
 def scan(
     x, delta, A, BC, D, z, bias, threshold, scale, index, mask, initial, y, last, delta_sum,
     sx_b, sx_t, sd_b, sd_t, sz_b, sz_t, sg_b,
-    L, steps, channels, chunks, chunk_size,
+    L, steps, channels, chunks, chunk_size, zero,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_THRESHOLD: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_MASK: tl.constexpr,
     HAS_INITIAL: tl.constexpr, STATE_ONLY: tl.constexpr, EVEN: tl.constexpr, N: tl.constexpr,
-    CH: tl.constexpr, SPLIT: tl.constexpr, UNROLL: tl.constexpr, ON_FMA: tl.constexpr, LANES: tl.constexpr,
+    CH: tl.constexpr, SPLIT: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """x, delta, z: any row and time strides, channels side by side. Contiguous: A (D, N) and BC (B, L, 2N) float32,
     index (B, steps), mask (B, L), y (B, steps, D), initial (B, chunks, D, N), delta_sum (B, chunks, D); last as initial
     if STATE_ONLY, else (B, D, N). threshold, scale: rows of D, sg_b elements apart (0 where the batch shares one).
-    N is a power of two, CH divides D. EVEN: the channels fill whole programs."""
+    N is a power of two, CH divides D. EVEN: the channels fill whole programs. `zero` is 0, which the compiler does not
+    know: with it the place of B and C is no uniform register, from which every load would copy it."""
     R: tl.constexpr = LANES // SPLIT
     NS: tl.constexpr = N // SPLIT
     VS: tl.constexpr = 4 if NS > 4 else NS  # float32 states in one load
@@ -107,7 +101,7 @@ def scan(
     sy_t = tl.cast(channels, tl.int64)
     p_x = x + i_b * sx_b + i_t * sx_t + o_d
     p_delta = delta + i_b * sd_b + i_t * sd_t + o_d
-    p_BC = BC + (i_b * L + i_t) * 2 * N + o_n
+    p_BC = BC + (i_b * L + i_t) * 2 * N + o_n + o_r * (zero * VS)
     p_y = y + (i_b * steps + i_c * chunk_size) * sy_t + o_d
     if HAS_Z:
         p_z = z + i_b * sz_b + i_t * sz_t + o_d
@@ -115,90 +109,78 @@ def scan(
         index += i_b * steps
     if HAS_MASK:
         mask += i_b * L + i_t
-    stop = tl.minimum(begin + chunk_size, steps)
-    for STEPS in tl.static_range(UNROLL, 0, -max(UNROLL - 1, 1)):  # blocks of UNROLL steps, then the rest one by one
-        end = stop - (stop - begin) % STEPS
-        for k in range(begin, end, STEPS):
-            xs, deltas, zs, Bs, Cs, present, seen = (), (), (), (), (), (), ()
-            for u in tl.static_range(STEPS):
-                t = u
-                m_B = m_g
-                if HAS_INDEX:
-                    i_t = tl.load(index + k + u)
-                    inside = (i_t >= 0) & (i_t < L)  # nothing outside is read, even before the check has spoken
-                    present = present + (inside,)
-                    t = tl.where(inside, i_t, 0)
-                if HAS_MASK:
-                    visible = tl.load(mask + t) != 0
-                    if HAS_INDEX:
-                        visible = visible & inside
-                    seen = seen + (visible,)
-                    m_B = m_g & (o_g >= tl.where(visible, 0, 1))  # a tile, as in triton_conv
-                elif HAS_INDEX:
-                    seen = present
-                    m_B = m_g & (o_g >= tl.where(inside, 0, 1))
-                xs = xs + load(p_x + t * sx_t, m_d, not EVEN)
-                deltas = deltas + load(p_delta + t * sd_t, m_d, not EVEN)
-                Bs = Bs + load_run(p_BC + t * (2 * N), m_B, NS, HAS_MASK or HAS_INDEX)
-                if not STATE_ONLY:
-                    Cs = Cs + load_run(p_BC + t * (2 * N) + N, m_g, NS, False)
-                if HAS_Z and not STATE_ONLY:
-                    zs = zs + load(p_z + t * sz_t, m_d, not EVEN)
-            ys = ()
-            for u in tl.static_range(STEPS):
-                states, totals = (), ()
-                for c in tl.static_range(CH):
-                    b_x, b_delta = xs[u * CH + c], deltas[u * CH + c]
-                    if HAS_BIAS:
-                        b_delta += b_bias[c]
-                    if SOFTPLUS:
-                        b_delta = softplus(b_delta)
-                    kept = b_delta
-                    if HAS_SCALE:
-                        kept = b_delta * b_scale[c]
-                    if HAS_THRESHOLD:
-                        kept = tl.where(b_delta <= b_threshold[c], 0.0, kept)  # so that NaN is not dropped
-                    driven = kept * b_x
-                    if HAS_MASK or HAS_INDEX:
-                        kept = tl.where(seen[u], kept, 0.0)
-                        driven = tl.where(seen[u], driven, 0.0)
-                    out, b_y = advance(
-                        h[c * NS : (c + 1) * NS], b_A[c * NS : (c + 1) * NS], kept, driven,
-                        Bs[u * NS : (u + 1) * NS], Cs[u * NS : (u + 1) * NS], STATE_ONLY, ON_FMA,
-                    )  # fmt: skip
-                    states = states + out
-                    if STATE_ONLY:
-                        totals = totals + (sums[c] + kept,)
-                    else:
-                        if SPLIT > 1:
-                            b_y = tl.broadcast_to(tl.sum(b_y, axis=1, keep_dims=True), b_y.shape)
-                        if HAS_D:
-                            b_y = b_x * b_D[c] + b_y
-                        if HAS_Z:
-                            b_y = b_y * silu(zs[u * CH + c])
-                        if HAS_INDEX:
-                            b_y = tl.where(present[u], b_y, 0.0)
-                        ys = ys + (b_y,)
-                h = states
-                if STATE_ONLY:
-                    sums = totals
-            if not STATE_ONLY:
-                for u in tl.static_range(STEPS):
-                    b_y = pack(ys[u * CH : (u + 1) * CH]).to(y.dtype.element_ty)
-                    if EVEN and SPLIT == 1:
-                        tl.store(p_y + u * sy_t, b_y)
-                    else:
-                        tl.store(p_y + u * sy_t, b_y, mask=m_d & (o_s == 0))
-                p_y += STEPS * sy_t
-            if not HAS_INDEX:
-                p_x += STEPS * sx_t
-                p_delta += STEPS * sd_t
-                p_BC += STEPS * 2 * N
+    for k in range(begin, tl.minimum(begin + chunk_size, steps)):
+        t = 0
+        m_B = m_g
+        if HAS_INDEX:
+            t = tl.load(index + k)
+            present = (t >= 0) & (t < L)  # nothing outside is read, even before the check has spoken
+            seen = present
+            t = tl.where(present, t, 0)
+        if HAS_MASK:
+            seen = tl.load(mask + t) != 0
+            if HAS_INDEX:
+                seen = seen & present
+        if HAS_MASK or HAS_INDEX:
+            m_B = m_g & (o_g >= tl.where(seen, 0, 1))  # a tile, as in triton_conv
+        xs = load(p_x + t * sx_t, m_d, not EVEN)
+        deltas = load(p_delta + t * sd_t, m_d, not EVEN)
+        b_B = load_run(p_BC + t * (2 * N), m_B, NS, HAS_MASK or HAS_INDEX)
+        b_C = b_B
+        if not STATE_ONLY:
+            b_C = load_run(p_BC + t * (2 * N) + N, m_g, NS, False)
+            if HAS_Z:
+                zs = load(p_z + t * sz_t, m_d, not EVEN)
+        states, totals, ys = (), (), ()
+        for c in tl.static_range(CH):
+            b_x, b_delta = xs[c], deltas[c]
+            if HAS_BIAS:
+                b_delta += b_bias[c]
+            if SOFTPLUS:
+                b_delta = softplus(b_delta)
+            kept = b_delta
+            if HAS_SCALE:
+                kept = b_delta * b_scale[c]
+            if HAS_THRESHOLD:
+                kept = tl.where(b_delta <= b_threshold[c], 0.0, kept)  # so that NaN is not dropped
+            driven = kept * b_x
+            if HAS_MASK or HAS_INDEX:
+                kept = tl.where(seen, kept, 0.0)
+                driven = tl.where(seen, driven, 0.0)
+            out, b_y = advance(
+                h[c * NS : (c + 1) * NS], b_A[c * NS : (c + 1) * NS], kept, driven, b_B, b_C, STATE_ONLY
+            )  # fmt: skip
+            states = states + out
+            if STATE_ONLY:
+                totals = totals + (sums[c] + kept,)
+            else:
+                if SPLIT > 1:
+                    b_y = tl.broadcast_to(tl.sum(b_y, axis=1, keep_dims=True), b_y.shape)
+                if HAS_D:
+                    b_y = b_x * b_D[c] + b_y
                 if HAS_Z:
-                    p_z += STEPS * sz_t
-                if HAS_MASK:
-                    mask += STEPS
-        begin = end
+                    b_y = b_y * silu(zs[c])
+                if HAS_INDEX:
+                    b_y = tl.where(present, b_y, 0.0)
+                ys = ys + (b_y,)
+        h = states
+        if STATE_ONLY:
+            sums = totals
+        else:
+            b_y = pack(ys).to(y.dtype.element_ty)
+            if EVEN and SPLIT == 1:
+                tl.store(p_y, b_y)
+            else:
+                tl.store(p_y, b_y, mask=m_d & (o_s == 0))
+            p_y += sy_t
+        if not HAS_INDEX:
+            p_x += sx_t
+            p_delta += sd_t
+            p_BC += 2 * N
+            if HAS_Z:
+                p_z += sz_t
+            if HAS_MASK:
+                mask += 1
 
     if STATE_ONLY:
         p_sum = delta_sum + (i_b * chunks + i_c) * channels + o_d

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 from ..shared.triton_launch import LANES
 
-FULL = 2112  # warps that keep 132 multiprocessors (H100, H200) busy: four a scheduler
+PROCESSORS = 132  # of an H100 or H200
+REGISTERS = 128  # a thread may take at most: 16 warps then fit a multiprocessor, four a scheduler
+WARPS = 16
 LEAST_CHUNK = 128  # steps; below, starting a chunk costs more than it wins
 
 
 @dataclass(frozen=True)
 class ScanConfig:
-    """CH channels a group of SPLIT threads, UNROLL steps read ahead, ON_FMA exps of a step as polynomials."""
+    """CH channels a group of SPLIT threads."""
 
     CH: int = 2
     SPLIT: int = 1
-    UNROLL: int = 4
-    ON_FMA: int = 0
 
     def channels(self, lanes: int = LANES) -> int:
         """Channels a program owns."""
@@ -25,14 +25,9 @@ class ScanConfig:
 
 
 # What a GPU chooses between. benchmarks/static_cost.py counts each, the tests compile each.
-SCAN_CONFIGS = (
-    ScanConfig(),
-    ScanConfig(CH=1),
-    ScanConfig(UNROLL=2, ON_FMA=2),
-    ScanConfig(CH=1, SPLIT=2),
-)
+SCAN_CONFIGS = (ScanConfig(), ScanConfig(CH=1), ScanConfig(CH=1, SPLIT=2))
 # Issue slots per (token, channel, state) of the full and of the state-only pass, from docs/static_cost.json.
-_SLOTS = {2: (7.5, 5.5), 1: (8.1, 6.1)}
+_SLOTS = {2: (7.8, 5.6), 1: (8.3, 6.2)}
 
 
 def fits(config: ScanConfig, channels: int, N: int) -> bool:
@@ -40,12 +35,16 @@ def fits(config: ScanConfig, channels: int, N: int) -> bool:
     return channels % config.CH == 0 and config.SPLIT <= N <= 16 * config.SPLIT
 
 
-def plan_scan(batch: int, channels: int, steps: int, N: int = 16, lanes: int = LANES) -> tuple[ScanConfig, int]:
-    """(configuration, number of chunks) of the least work over the share of the GPU it fills.
+def plan_scan(
+    batch: int, channels: int, steps: int, N: int = 16, lanes: int = LANES, processors: int = PROCESSORS
+) -> tuple[ScanConfig, int]:
+    """(configuration, number of chunks) of the least work a warp, times the waves of warps that the GPU needs.
 
     A second chunk makes the scan two passes, of which the first leaves out y. One channel a thread instead of two costs
-    a little more work and makes twice the programs; where warps are 64 wide there is no other way.
+    a little more work and makes twice the programs; where warps are 64 wide there is no other way. Chunks fill one
+    wave: a few programs more would be a second.
     """
+    full = WARPS * processors
     best: tuple[float, ScanConfig, int] | None = None
     for CH, (both, states) in _SLOTS.items():
         config = ScanConfig(CH, SPLIT=max(1, N // 16))
@@ -54,10 +53,9 @@ def plan_scan(batch: int, channels: int, steps: int, N: int = 16, lanes: int = L
         ):  # AMD: the state-only pass of two channels spills scalar registers
             continue
         columns = batch * -(-channels // config.channels(lanes))
-        most = max(1, min(-(-FULL // columns), steps // LEAST_CHUNK))
-        for chunks in {1, most}:
-            work = both + states * (chunks - 1) / chunks
-            cost = work / min(1.0, columns * chunks / FULL)
+        for chunks in {1, max(1, min(full // columns, steps // LEAST_CHUNK))}:
+            work = CH * (both + states * (chunks - 1) / chunks) / chunks
+            cost = work * -(-columns * chunks // full)
             if best is None or (cost, chunks) < (best[0], best[2]):
                 best = cost, config, chunks
     assert best is not None  # one channel a thread always fits

@@ -36,21 +36,3 @@ def silu(x):
     """x / (1 + e^-x), the quotient as two factors of rsqrt(1 + e^-x): 0 where e^-x overflows, as it should be."""
     r = tl.rsqrt(1.0 + tl.exp2(x * -LOG2E))
     return x * r * r
-
-
-@triton.jit
-def exp2_on_fma(x):
-    """2^x for x <= 0 without the special-function unit: relative error 2e-7, 0 below 2^-126, exactly 1 at 0.
-
-    Adding 1.5 * 2^23 + 127 rounds x to an integer n, and leaves n + 127, the exponent of 2^n, in the low bits;
-    2^(x - n) is a polynomial. It is a product, not a sum of bits, so that NaN stays NaN and 128 gives infinity.
-    """
-    x = tl.minimum(tl.maximum(x, -127.0, propagate_nan=ALL), 128.0, propagate_nan=ALL)
-    shifted = x + 12583039.0
-    f = x - (shifted - 12583039.0)
-    p = f * 0.00132647271 + 0.00967151264
-    p = p * f + 0.0555073374
-    p = p * f + 0.240222421
-    p = p * f + 0.693146978
-    p = p * f + 1.0
-    return p * (shifted.to(tl.int32, bitcast=True) << 23).to(tl.float32, bitcast=True)

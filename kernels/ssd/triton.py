@@ -7,16 +7,19 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from ..shared.triton_launch import FUSED, dense, dense_rows, per_row
 from .reference import Limit
-from .triton_kernel import ssd_carry, ssd_outputs, ssd_states, ssd_token
+from .triton_kernel import ssd_carry, ssd_outputs, ssd_pairs, ssd_states, ssd_token
 
+_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 CHUNK = 256  # tokens between stored states
 STATES_CONFIG = {"num_warps": 4, "num_stages": 1}
 OUTPUTS_CONFIG = {"num_warps": 4, "num_stages": 1}
-CARRY_CONFIG = {"BLOCK": 512, "num_warps": 4}
+PAIRS_CONFIG = {"num_warps": 4, "num_stages": 1}
+CARRY_CONFIG = {"BLOCK": 512, "AHEAD": 4, "num_warps": 4}
 TOKEN_CONFIG = {"num_warps": 4}
 
 
@@ -39,6 +42,11 @@ def products(P: int, N: int, dtype: torch.dtype, cuda: bool) -> dict[str, Any]:
 def states_products(sizes: dict[str, Any]) -> dict[str, Any]:
     """The same for `ssd_states`, which keeps all states and so has registers for fewer tokens."""
     return {k: v for k, v in sizes.items() if k != "K"} | {"Q": min(sizes["Q"], 32)}
+
+
+def pairs_products(sizes: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The same for `ssd_pairs`, which has no channels."""
+    return {k: v for k, v in sizes.items() if k not in ("P", "BLOCK_P")} | {"DTYPE": _DTYPES[dtype]}
 
 
 def _limited(limit: Limit, softplus: bool) -> bool:
@@ -77,8 +85,11 @@ def ssd_scan(
     x, delta, B, C, z = dense_rows(x), dense_rows(delta), dense_rows(B), dense_rows(C), dense_rows(z)
     A, D, delta_bias, index, mask = dense(A), dense(D), dense(delta_bias), dense(index), dense(mask)
     threshold, scale, sg_b = per_row(threshold, scale)
-    kept, whole, part = torch.empty(3, batch, heads, steps, dtype=torch.float32, device=x.device)
+    kept, whole, part = torch.empty(3, batch, heads, chunks * CHUNK, dtype=torch.float32, device=x.device)
     states = torch.empty(batch, chunks, heads, N, P, dtype=torch.float32, device=x.device)
+    # The products round what a chunk starts at to their dtype: it is stored in it.
+    starts = states if x.dtype == torch.float32 else torch.empty_like(states, dtype=x.dtype)
+    pairs = torch.empty(batch, groups, chunks * CHUNK, CHUNK, dtype=torch.float32, device=x.device)
     ssd_states[(chunks * columns, batch)](
         x, delta, A, B, delta_bias, threshold, scale, index, mask, kept, whole, part, states,
         *x.stride()[:3], *delta.stride()[:2], *B.stride()[:3], sg_b, L, steps, heads, heads // groups, chunks,
@@ -90,12 +101,17 @@ def ssd_scan(
     initial = None if initial_state is None else initial_state.float().contiguous()
     last = torch.empty(batch, heads, P, N, dtype=torch.float32, device=x.device)
     ssd_carry[(triton.cdiv(P * N, CARRY_CONFIG["BLOCK"]), heads, batch)](
-        initial, states, whole, part, last, heads, chunks, steps,
+        initial, states, whole, part, starts, last, heads, chunks,
         HAS_INITIAL=initial is not None, P=P, N=N, CHUNK=CHUNK, **CARRY_CONFIG, **FUSED,
     )  # fmt: skip
+    ssd_pairs[(triton.cdiv(steps, sizes["Q"]), CHUNK // sizes["Q"], batch * groups)](
+        B, C, index, mask, pairs, *B.stride()[:3], *C.stride()[:3], L, steps, groups, chunks,
+        HAS_INDEX=index is not None, HAS_MASK=mask is not None,
+        **pairs_products(sizes, x.dtype), **PAIRS_CONFIG, **FUSED,
+    )  # fmt: skip
     ssd_outputs[(triton.cdiv(steps, sizes["Q"]) * columns, batch)](
-        x, B, C, D, z, index, mask, kept, whole, part, states, y,
-        *x.stride()[:3], *B.stride()[:3], *C.stride()[:3], *(z.stride()[:3] if z is not None else (0, 0, 0)),
+        x, C, D, z, index, mask, kept, whole, part, pairs, starts, y,
+        *x.stride()[:3], *C.stride()[:3], *(z.stride()[:3] if z is not None else (0, 0, 0)),
         P if D is not None and D.dim() == 2 else 1, L, steps, heads, heads // groups, chunks,
         HAS_D=D is not None, D_WIDE=D is not None and D.dim() == 2, HAS_Z=z is not None, HAS_INDEX=index is not None,
         HAS_MASK=mask is not None, **sizes, **OUTPUTS_CONFIG, **FUSED,

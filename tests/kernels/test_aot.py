@@ -39,7 +39,7 @@ def compiled():
 @pytest.mark.parametrize("target", TARGETS)
 def test_all_kernels_compile_without_spills(compiled, target):
     rows = compiled[target]
-    mamba1, mamba2 = {"scan", "carry", "step"}, {"ssd_states", "ssd_carry", "ssd_outputs", "ssd_token"}
+    mamba1, mamba2 = {"scan", "carry", "step"}, {"ssd_states", "ssd_carry", "ssd_pairs", "ssd_outputs", "ssd_token"}
     assert {row["kernel"] for row in rows} == mamba1 | mamba2 | {"conv_silu", "scores", "sketch"}
     for row in rows:
         assert row["spill_bytes"] == 0, row
@@ -61,7 +61,7 @@ def launched():
 @pytest.mark.parametrize("kind", ["all", "bare"])
 def test_arguments_of_one_compile(launched, kind):
     """A launch hands an integer of 1 to the compiler as a constant, which the interpreter never shows."""
-    mamba1, mamba2 = ["scan", "step", "conv_silu", "scores"], ["ssd_states", "ssd_carry", "ssd_outputs", "ssd_token"]
+    mamba1, mamba2 = ["scan", "step", "conv_silu", "scores"], ["ssd_states", "ssd_carry", "ssd_pairs", "ssd_outputs", "ssd_token"]
     assert launched[f"one channel, {kind}"] == launched[f"one of everything, {kind}"] == mamba1
     assert launched[f"one head of one channel, {kind}"] == mamba2
     assert launched["strides of 1"] == mamba1 and launched["one head"] == mamba2

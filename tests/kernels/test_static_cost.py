@@ -49,7 +49,7 @@ def test_the_committed_table_is_true(counted):
 
 def test_the_plan_counts_with_the_table():
     unsplit = [row for (name, _), row in TABLE.items() if name == "selective_scan" and row["config"]["SPLIT"] == 1]
-    by_channels = {row["config"]["CH"]: row["slots"] for row in unsplit if not row["config"]["ON_FMA"]}
+    by_channels = {row["config"]["CH"]: row["slots"] for row in unsplit}
     states = next(row["slots"] for (name, _), row in TABLE.items() if name == "selective_scan:states")
     assert {CH: both for CH, (both, _) in _SLOTS.items()} == pytest.approx(by_channels, rel=0.01)
     assert _SLOTS[2][1] == pytest.approx(states, rel=0.01)
