@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 PURE = ["mamba", "falcon_mamba", "mamba2"]
-FAMILIES = [*PURE, "zamba2", "bamba"]
+HYBRIDS = ["zamba2", "bamba", "granite", "jamba", "falcon_h1", "nemotron_h"]
+FAMILIES = [*PURE, *HYBRIDS]
 
 
 def lively(model: Any, seed: int = 0) -> Any:
@@ -26,8 +27,8 @@ def lively(model: Any, seed: int = 0) -> Any:
     return model.eval()
 
 
-def build(name: str, vocab_size: int = 64) -> Any:
-    """A causal language model of transformers, with biases where the family has them."""
+def build(name: str, vocab_size: int = 64, **more: Any) -> Any:
+    """A causal language model of transformers, with biases where the family has them; `more` goes into its config."""
     import transformers
 
     torch.manual_seed(0)
@@ -48,12 +49,46 @@ def build(name: str, vocab_size: int = 64) -> Any:
             use_shared_attention_adapter=True, use_mem_rope=True, pad_token_id=0, eos_token_id=None,
         )  # fmt: skip
     else:
-        config = transformers.BambaConfig(
-            **common, hidden_size=32, num_hidden_layers=3, attn_layer_indices=[1], mamba_n_heads=8, mamba_d_head=8,
-            mamba_n_groups=2, mamba_d_state=8, mamba_expand=2, mamba_chunk_size=16, num_attention_heads=4,
-            num_key_value_heads=2, intermediate_size=48, pad_token_id=0, eos_token_id=None,
-        )  # fmt: skip
+        config = _hybrid_config(name, vocab_size=vocab_size, **more)
     return lively(transformers.AutoModelForCausalLM.from_config(config))
+
+
+def _hybrid_config(name: str, **more: Any) -> Any:
+    """Every kind of layer the family has, and a multiplier other than 1 wherever it has one."""
+    import transformers
+
+    attention: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+    common = {"hidden_size": 32, **attention, "pad_token_id": 0, "eos_token_id": None}
+    mixers = {
+        "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 2, "mamba_d_state": 8, "mamba_expand": 2,
+        "mamba_chunk_size": 16,
+    }  # fmt: skip
+    if name == "bamba":
+        return transformers.BambaConfig(**common, **mixers, num_hidden_layers=3, attn_layer_indices=[1], **more)
+    if name == "granite":
+        return transformers.GraniteMoeHybridConfig(
+            **common, **mixers, num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"],
+            num_local_experts=4, shared_intermediate_size=24, embedding_multiplier=2.0, logits_scaling=3.0,
+            residual_multiplier=0.7, attention_multiplier=0.3, mamba_proj_bias=True, **more,
+        )  # fmt: skip
+    if name == "jamba":
+        return transformers.JambaConfig(
+            **common, num_hidden_layers=4, attn_layer_period=3, attn_layer_offset=1, num_experts=4, mamba_d_state=8,
+            mamba_dt_rank=4, mamba_proj_bias=True, **more,
+        )  # fmt: skip
+    if name == "falcon_h1":
+        return transformers.FalconH1Config(
+            **common, **mixers, num_hidden_layers=3, mamba_d_ssm=64, mamba_norm_before_gate=False, mamba_proj_bias=True,
+            ssm_in_multiplier=1.3, ssm_out_multiplier=0.8, ssm_multipliers=[0.7, 1.2, 0.9, 1.1, 0.6], key_multiplier=0.5,
+            attention_in_multiplier=0.9, attention_out_multiplier=0.7, mlp_multipliers=[0.8, 1.2],
+            embedding_multiplier=2.0, lm_head_multiplier=0.5, **more,
+        )  # fmt: skip
+    assert name == "nemotron_h"
+    return transformers.NemotronHConfig(
+        **common, layers_block_type=["linear_attention", "mlp", "full_attention", "linear_attention", "moe"], head_dim=8,
+        ssm_state_size=8, mamba_num_heads=8, mamba_head_dim=8, n_groups=2, chunk_size=16, n_routed_experts=4,
+        moe_intermediate_size=24, moe_shared_expert_intermediate_size=24, use_bias=True, **{"time_step_min": 1e-30, **more},
+    )  # fmt: skip
 
 
 def cache_of(model: Any, out: Any) -> dict[str, Any]:
