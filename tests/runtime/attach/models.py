@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ def lively(model: Any, seed: int = 0) -> Any:
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() > 1 and not name.endswith("A_log"):
                 parameter.copy_(noise * (0.5 if "conv1d" in name or "embed" in name else parameter.shape[1] ** -0.5))
-            elif name.endswith("dt_bias"):
+            elif name.endswith(("dt_bias", "dt_proj.bias")):
                 parameter.copy_(noise - 4)
             else:
                 parameter.add_(noise * 0.1)
@@ -67,9 +69,10 @@ def _hybrid_config(name: str, **more: Any) -> Any:
         return transformers.BambaConfig(**common, **mixers, num_hidden_layers=3, attn_layer_indices=[1], **more)
     if name == "granite":
         return transformers.GraniteMoeHybridConfig(
-            **common, **mixers, num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"],
-            num_local_experts=4, shared_intermediate_size=24, embedding_multiplier=2.0, logits_scaling=3.0,
-            residual_multiplier=0.7, attention_multiplier=0.3, mamba_proj_bias=True, **more,
+            **common, **mixers, num_hidden_layers=3, num_local_experts=4, shared_intermediate_size=24,
+            embedding_multiplier=2.0, logits_scaling=3.0, residual_multiplier=0.7, attention_multiplier=0.3,
+            mamba_proj_bias=True,
+            **{"layer_types": ["linear_attention", "full_attention", "linear_attention"], **more},
         )  # fmt: skip
     if name == "jamba":
         return transformers.JambaConfig(
@@ -78,7 +81,7 @@ def _hybrid_config(name: str, **more: Any) -> Any:
         )  # fmt: skip
     if name == "falcon_h1":
         return transformers.FalconH1Config(
-            **common, **mixers, num_hidden_layers=3, mamba_d_ssm=64, mamba_norm_before_gate=False, mamba_proj_bias=True,
+            **common, **mixers, num_hidden_layers=3, mamba_d_ssm=64, mamba_proj_bias=True,
             ssm_in_multiplier=1.3, ssm_out_multiplier=0.8, ssm_multipliers=[0.7, 1.2, 0.9, 1.1, 0.6], key_multiplier=0.5,
             attention_in_multiplier=0.9, attention_out_multiplier=0.7, mlp_multipliers=[0.8, 1.2],
             embedding_multiplier=2.0, lm_head_multiplier=0.5, **more,
@@ -89,6 +92,27 @@ def _hybrid_config(name: str, **more: Any) -> Any:
         ssm_state_size=8, mamba_num_heads=8, mamba_head_dim=8, n_groups=2, chunk_size=16, n_routed_experts=4,
         moe_intermediate_size=24, moe_shared_expert_intermediate_size=24, use_bias=True, **{"time_step_min": 1e-30, **more},
     )  # fmt: skip
+
+
+def publish(model: Any, folder: Path) -> Path:
+    """A checkpoint as its maker's lie on the Hub: transformers writes their tensors' names, and its own in config.json."""
+    model.save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    kind = config["model_type"]
+    if kind in ("jamba", "nemotron_h"):  # code of their own lies beside the weights
+        config["auto_map"] = {"AutoModelForCausalLM": f"modeling_{kind}.Model", "AutoConfig": f"configuration_{kind}.Config"}
+    if kind == "nemotron_h":
+        letters = {"linear_attention": "M", "mlp": "-", "full_attention": "*", "moe": "E"}
+        config["num_hidden_layers"] = len(config["layers_block_type"])
+        config["hybrid_override_pattern"] = "".join(letters[layer] for layer in config.pop("layers_block_type"))
+    if kind == "granitemoehybrid":
+        config["layer_types"] = [{"linear_attention": "mamba"}.get(one, "attention") for one in config["layer_types"]]
+    if kind in ("falcon_h1", "granitemoehybrid"):
+        config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+        config["rope_scaling"] = None
+    path.write_text(json.dumps(config))
+    return folder
 
 
 def cache_of(model: Any, out: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ...checkpoints import make_sidecar
 from .models import FAMILIES, PURE, build, cache_of
 
 transformers = pytest.importorskip("transformers")
-HYBRIDS = [name for name in FAMILIES if name not in PURE]
+
 
 
 @pytest.fixture(scope="module")
