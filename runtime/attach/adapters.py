@@ -19,7 +19,8 @@ Adapter = Callable[[Any], Layer]
 
 
 def mamba1(mixer: Any) -> Mamba1:
-    """transformers' Mamba, Falcon-Mamba and Jamba, and mamba_ssm's: in_proj, conv1d, x_proj, dt_proj, A_log, D, out_proj."""
+    """transformers' Mamba, Falcon-Mamba and Jamba, and mamba_ssm's, with in_proj, conv1d, x_proj, dt_proj, A_log, D and
+    out_proj."""
     _check_activation(mixer)
     if not mixer.dt_proj.weight.is_floating_point():
         raise ValueError("attach cannot read quantized dt_proj weights; load the model in a float dtype")

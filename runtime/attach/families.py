@@ -43,8 +43,10 @@ def _mixers(model: Any) -> Layers:
 
 
 def _hybrid_mixers(model: Any) -> Layers:
-    """Layers of attention, experts or an MLP alone have no Mamba. Zamba2's shared attention sits in front of a Mamba layer
-    of its own, Falcon-H1's beside it; Nemotron-H calls all its kinds of layers `mixer`."""
+    """Layers of attention, experts or an MLP alone have no Mamba.
+
+    Zamba2's shared attention sits in front of a Mamba layer of its own; Nemotron-H calls all kinds of layers `mixer`.
+    """
     for block in _backbone(model).layers:
         inner = getattr(block, "mamba_decoder", block)
         mixer = getattr(inner, "mamba", getattr(inner, "mixer", None))
@@ -69,7 +71,7 @@ def _hybrid(layer: Adapter) -> Family:
     return Family("a hybrid with attention", _hybrid_mixers, call_transformers, layer, _transformers_embedding, False)
 
 
-HYBRID, JAMBA, FALCON_H1, NEMOTRON_H = map(_hybrid, (mamba2, mamba1, falcon_h1, nemotron_h))
+HYBRID, JAMBA, FALCON_H1, NEMOTRON_H = _hybrid(mamba2), _hybrid(mamba1), _hybrid(falcon_h1), _hybrid(nemotron_h)
 MAMBA_SSM = Family("mamba_ssm's Mamba", _mixers, call_mamba_ssm, mamba_ssm, _mamba_ssm_embedding)
 
 _KNOWN = {

@@ -1,4 +1,4 @@
-"""A hybrid of attention and Mamba behind LM's interface: transformers' model, attached, to calibrate and generate with."""
+"""A hybrid of Mamba and attention behind LM's interface: transformers' model, attached, to calibrate or generate with."""
 
 from __future__ import annotations
 

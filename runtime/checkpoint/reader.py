@@ -65,7 +65,7 @@ def _read_file(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str,
 
         try:
             with safe_open(path, framework="pt") as file:
-                names = [name for name in file.keys() if wanted(name)]
+                names = list(filter(wanted, file.keys()))
             for name in names:  # opened anew for each: an open file keeps every page that was read of it resident
                 with safe_open(path, framework="pt") as file:
                     yield name, file.get_tensor(name)

@@ -81,27 +81,28 @@ def _hybrid_config(name: str, **more: Any) -> Any:
         )  # fmt: skip
     if name == "falcon_h1":
         return transformers.FalconH1Config(
-            **common, **mixers, num_hidden_layers=3, mamba_d_ssm=64, mamba_proj_bias=True,
-            ssm_in_multiplier=1.3, ssm_out_multiplier=0.8, ssm_multipliers=[0.7, 1.2, 0.9, 1.1, 0.6], key_multiplier=0.5,
+            **common, **mixers, num_hidden_layers=3, mamba_d_ssm=64, mamba_proj_bias=True, ssm_in_multiplier=1.3,
+            ssm_out_multiplier=0.8, ssm_multipliers=[0.7, 1.2, 0.9, 1.1, 0.6], key_multiplier=0.5,
             attention_in_multiplier=0.9, attention_out_multiplier=0.7, mlp_multipliers=[0.8, 1.2],
             embedding_multiplier=2.0, lm_head_multiplier=0.5, **more,
         )  # fmt: skip
     assert name == "nemotron_h"
     return transformers.NemotronHConfig(
-        **common, layers_block_type=["linear_attention", "mlp", "full_attention", "linear_attention", "moe"], head_dim=8,
-        ssm_state_size=8, mamba_num_heads=8, mamba_head_dim=8, n_groups=2, chunk_size=16, n_routed_experts=4,
-        moe_intermediate_size=24, moe_shared_expert_intermediate_size=24, use_bias=True, **{"time_step_min": 1e-30, **more},
+        **common, layers_block_type=["linear_attention", "mlp", "full_attention", "linear_attention", "moe"],
+        head_dim=8, ssm_state_size=8, mamba_num_heads=8, mamba_head_dim=8, n_groups=2, chunk_size=16, use_bias=True,
+        n_routed_experts=4, moe_intermediate_size=24, moe_shared_expert_intermediate_size=24,
+        **{"time_step_min": 1e-30, **more},
     )  # fmt: skip
 
 
 def publish(model: Any, folder: Path) -> Path:
-    """A checkpoint as its maker's lie on the Hub: transformers writes their tensors' names, and its own in config.json."""
+    """A checkpoint as its maker's lie on the Hub: transformers writes their names of tensors, but its own config.json."""
     model.save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text())
     kind = config["model_type"]
     if kind in ("jamba", "nemotron_h"):  # code of their own lies beside the weights
-        config["auto_map"] = {"AutoModelForCausalLM": f"modeling_{kind}.Model", "AutoConfig": f"configuration_{kind}.Config"}
+        config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.Model", "AutoConfig": "configuration_own.Config"}
     if kind == "nemotron_h":
         letters = {"linear_attention": "M", "mlp": "-", "full_attention": "*", "moe": "E"}
         config["num_hidden_layers"] = len(config["layers_block_type"])

@@ -151,7 +151,7 @@ def test_a_damaged_checkpoint_is_refused_by_the_tensors_name(pair, tmp_path, dam
     shutil.copytree(pair[1].source.folder, folder)
     tensors = load_file(folder / "model.safetensors")
     name = next(name for name in tensors if name.endswith("A_log"))
-    message = re.escape(name.removeprefix("backbone."))  # where Nemotron-H's checkpoints say backbone, transformers says model
+    message = re.escape(name.removeprefix("backbone."))  # what Nemotron-H's checkpoints say, and transformers does not
     if damage == "missing":
         del tensors[name]
     elif damage == "extra":
@@ -191,7 +191,7 @@ def test_half_precision_is_known_by_its_checkpoint(pair, ids, tmp_path):
         attach(half, lm.sidecar)
 
 
-# -- Nemotron-H's floor under delta, Falcon-H1's norm, Granite 4's members without Mamba --------------------------------
+# -- Nemotron-H's floor under delta, Falcon-H1's norm, Granite 4's members without Mamba -------------------------------
 
 
 @torch.no_grad()
