@@ -1,4 +1,4 @@
-"""A hybrid of Mamba and attention behind LM's interface: transformers' model, attached, to calibrate or generate with."""
+"""A hybrid of Mamba and attention behind LM's interface: transformers' model, attached, to calibrate and generate."""
 
 from __future__ import annotations
 

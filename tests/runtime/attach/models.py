@@ -96,7 +96,7 @@ def _hybrid_config(name: str, **more: Any) -> Any:
 
 
 def publish(model: Any, folder: Path) -> Path:
-    """A checkpoint as its maker's lie on the Hub: transformers writes their names of tensors, but its own config.json."""
+    """A checkpoint as its maker's lie on the Hub: transformers writes their tensors' names, but its own config.json."""
     model.save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text())
