@@ -106,6 +106,7 @@ def publish(model: Any, folder: Path) -> Path:
     if kind == "nemotron_h":
         letters = {"linear_attention": "M", "mlp": "-", "full_attention": "*", "moe": "E"}
         config["num_hidden_layers"] = len(config["layers_block_type"])
+        config["time_step_limit"] = model.config.time_step_limit  # with a bare Infinity
         config["hybrid_override_pattern"] = "".join(letters[layer] for layer in config.pop("layers_block_type"))
     if kind == "granitemoehybrid":
         config["layer_types"] = [{"linear_attention": "mamba"}.get(one, "attention") for one in config["layer_types"]]
