@@ -25,8 +25,8 @@ def load(
     backend: str = "auto",
     filter_decode: bool | None = None,
 ) -> LM:
-    """Load a Mamba language model (Mamba-1, Mamba-2 or Falcon-Mamba; Zamba2 and Bamba through transformers) and, if
-    given, its sidecar.
+    """Load a Mamba language model (Mamba-1, Mamba-2 or Falcon-Mamba; hybrids with attention through transformers) and,
+    if given, its sidecar.
 
     model: `demo`, `demo-mamba2`, a local folder, or a Hub id, in the state-spaces or the transformers layout; or
         the Hub id of a sidecar that `calibrate push` made, alone: the model is then the one it was made for

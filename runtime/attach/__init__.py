@@ -5,8 +5,8 @@ with attach(model, "mamba-130m.longscan.safetensors"):
     model.generate(ids, max_new_tokens=64)
 
 Inference only: no gradient passes through an attached model. Where decimation drops tokens, `model(ids).logits` has a
-row for each token still present (`attached.positions`); logits_to_keep protects the last ones. The hybrids Zamba2 and
-Bamba filter but never decimate: their attention layers and its caches need every token. docs/attach.md has the table.
+row for each token still present (`attached.positions`); logits_to_keep protects the last ones. Hybrids with
+attention filter but never decimate: their attention layers and its caches need every token. The table: docs/attach.md.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ def attach(
 ) -> Attached:
     """Run a foreign model's Mamba layers through our kernels, by the sidecar's plan for each prompt.
 
-    model: transformers' Mamba, FalconMamba, Mamba2, Zamba2 or Bamba, or mamba_ssm's MambaLMHeadModel; it is changed in
-        place, and its projections, norms, attention and caches stay its own
+    model: transformers' Mamba, FalconMamba or Mamba2, its hybrids Zamba2, Bamba, Granite 4, Jamba, Falcon-H1 or
+        Nemotron-H, or mamba_ssm's MambaLMHeadModel; it is changed in place, and its projections, norms, attention and
+        caches stay its own
     sidecar: a file, a Hub id or a Sidecar; None is the plain model (with transformers' chunked Mamba-1 prefill mended)
     method: "auto" (the sidecar's choice at the prompt's length) or one to force, as in LM.prefill
     filter_decode: filter generated tokens too, with the sidecar's g at the length reached; False as published; None as

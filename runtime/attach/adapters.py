@@ -5,13 +5,13 @@ A layer is made anew for each call, so that it holds the parameters as they are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..families.layer import Layer
+from ..families.layer import Layer, Projection
 from ..families.mamba1 import Mamba1
 from ..families.mamba2 import Gate, GatedNorm, Mamba2
 
@@ -19,7 +19,8 @@ Adapter = Callable[[Any], Layer]
 
 
 def mamba1(mixer: Any) -> Mamba1:
-    """transformers' Mamba and mamba_ssm's, with in_proj, conv1d, x_proj, dt_proj, A_log, D and out_proj."""
+    """transformers' Mamba, Falcon-Mamba and Jamba, and mamba_ssm's, with in_proj, conv1d, x_proj, dt_proj, A_log, D and
+    out_proj."""
     _check_activation(mixer)
     if not mixer.dt_proj.weight.is_floating_point():
         raise ValueError("attach cannot read quantized dt_proj weights; load the model in a float dtype")
@@ -38,17 +39,38 @@ def mamba1(mixer: Any) -> Mamba1:
 
 
 def _inner_norms(mixer: Any) -> Any:
-    """Falcon-Mamba's norms of delta's low rank, B and C; None in Mamba-1."""
+    """Falcon-Mamba's and Jamba's norms of delta's low rank, B and C; None in Mamba-1."""
     names = ("dt_layernorm", "b_layernorm", "c_layernorm")
     return tuple(getattr(mixer, name) for name in names) if hasattr(mixer, names[0]) else None
 
 
 def mamba2(mixer: Any) -> Mamba2:
-    """transformers' Mamba2 mixers, those of the hybrids Zamba2 and Bamba among them.
+    """transformers' Mamba2 mixers, those of the hybrids Zamba2, Bamba and Granite 4 among them.
 
     The model's time_step_limit holds for steps as for prompts; transformers leaves it out of its own steps.
     """
     return _mamba2(mixer, mixer.norm, mixer.n_groups, mixer.ssm_state_size, mixer.time_step_limit, _wide(mixer.D))
+
+
+def nemotron_h(mixer: Any) -> Mamba2:
+    """transformers' Nemotron-H: delta is limited as its config.json says, (0, inf), and as NVIDIA's own code does.
+
+    transformers raises delta to time_step_min in prompts, though not in steps: a number that training only began with.
+    """
+    limit = mixer.config.time_step_limit
+    return _mamba2(mixer, mixer.norm, mixer.n_groups, mixer.ssm_state_size, limit, _wide(mixer.D))
+
+
+def falcon_h1(mixer: Any) -> Mamba2:
+    """transformers' Falcon-H1: multipliers before and after in_proj, and a norm behind the scan in some models only."""
+
+    def in_proj(hidden: Tensor) -> Tensor:
+        projected: Tensor = mixer.in_proj(hidden * mixer.ssm_in_multiplier) * mixer.mup_vector.flatten()
+        return projected
+
+    gate = mixer.norm if mixer.mamba_rms_norm else GatedNorm(None, 1, 0.0, False)
+    groups, N, limit = mixer.n_groups, mixer.ssm_state_size, mixer.time_step_limit
+    return _mamba2(mixer, gate, groups, N, limit, _wide(mixer.D), in_proj)
 
 
 def mamba_ssm2(mixer: Any) -> Mamba2:
@@ -72,11 +94,19 @@ def mamba_ssm(mixer: Any) -> Layer:
     return mamba1(mixer) if hasattr(mixer, "x_proj") else mamba_ssm2(mixer)
 
 
-def _mamba2(mixer: Any, gate: Gate, groups: int, N: int, limit: tuple[float, float], D: Tensor) -> Mamba2:
+def _mamba2(
+    mixer: Any,
+    gate: Gate,
+    groups: int,
+    N: int,
+    limit: Sequence[float],
+    D: Tensor,
+    in_proj: Projection | None = None,
+) -> Mamba2:
     _check_activation(mixer)
     low, high = limit
     return Mamba2(
-        in_proj=mixer.in_proj,
+        in_proj=mixer.in_proj if in_proj is None else in_proj,
         conv=mixer.conv1d.weight[:, 0],
         conv_bias=mixer.conv1d.bias,
         A=-torch.exp(_wide(mixer.A_log)),

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from .adapters import Adapter, mamba1, mamba2, mamba_ssm
+from .adapters import Adapter, falcon_h1, mamba1, mamba2, mamba_ssm, nemotron_h
 from .hosts import Call, call_mamba_ssm, call_transformers
 
 Layers = Iterator[tuple[nn.Module, Any]]  # (block, mixer), in order
@@ -43,10 +43,14 @@ def _mixers(model: Any) -> Layers:
 
 
 def _hybrid_mixers(model: Any) -> Layers:
-    """Layers of attention alone have no Mamba; Zamba2's shared attention sits in front of a Mamba layer of its own."""
+    """Layers of attention, experts or an MLP alone have no Mamba.
+
+    Zamba2's shared attention sits in front of a Mamba layer of its own; Nemotron-H calls all kinds of layers `mixer`.
+    """
     for block in _backbone(model).layers:
-        mixer = getattr(getattr(block, "mamba_decoder", block), "mamba", None)
-        if mixer is not None:
+        inner = getattr(block, "mamba_decoder", block)
+        mixer = getattr(inner, "mamba", getattr(inner, "mixer", None))
+        if hasattr(mixer, "A_log"):
             yield block, mixer
 
 
@@ -61,7 +65,13 @@ def _mamba_ssm_embedding(model: Any) -> Any:
 MAMBA = Family("transformers' Mamba", _mixers, call_transformers, mamba1, _transformers_embedding)
 FALCON_MAMBA = Family("transformers' FalconMamba", _mixers, call_transformers, mamba1, _transformers_embedding)
 MAMBA2 = Family("transformers' Mamba2", _mixers, call_transformers, mamba2, _transformers_embedding)
-HYBRID = Family("a hybrid with attention", _hybrid_mixers, call_transformers, mamba2, _transformers_embedding, False)
+
+
+def _hybrid(layer: Adapter) -> Family:
+    return Family("a hybrid with attention", _hybrid_mixers, call_transformers, layer, _transformers_embedding, False)
+
+
+HYBRID, JAMBA, FALCON_H1, NEMOTRON_H = _hybrid(mamba2), _hybrid(mamba1), _hybrid(falcon_h1), _hybrid(nemotron_h)
 MAMBA_SSM = Family("mamba_ssm's Mamba", _mixers, call_mamba_ssm, mamba_ssm, _mamba_ssm_embedding)
 
 _KNOWN = {
@@ -75,6 +85,14 @@ _KNOWN = {
     ("transformers.models.zamba2.", "Zamba2Model"): HYBRID,
     ("transformers.models.bamba.", "BambaForCausalLM"): HYBRID,
     ("transformers.models.bamba.", "BambaModel"): HYBRID,
+    ("transformers.models.granitemoehybrid.", "GraniteMoeHybridForCausalLM"): HYBRID,
+    ("transformers.models.granitemoehybrid.", "GraniteMoeHybridModel"): HYBRID,
+    ("transformers.models.jamba.", "JambaForCausalLM"): JAMBA,
+    ("transformers.models.jamba.", "JambaModel"): JAMBA,
+    ("transformers.models.falcon_h1.", "FalconH1ForCausalLM"): FALCON_H1,
+    ("transformers.models.falcon_h1.", "FalconH1Model"): FALCON_H1,
+    ("transformers.models.nemotron_h.", "NemotronHForCausalLM"): NEMOTRON_H,
+    ("transformers.models.nemotron_h.", "NemotronHModel"): NEMOTRON_H,
     ("mamba_ssm.models.", "MambaLMHeadModel"): MAMBA_SSM,
 }
 

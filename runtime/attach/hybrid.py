@@ -1,4 +1,4 @@
-"""A hybrid behind LM's interface: transformers' Zamba2 or Bamba, attached, to calibrate, evaluate and generate with."""
+"""A hybrid of Mamba and attention behind LM's interface: transformers' model, attached, to calibrate and generate."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from .attached import Attached
 from .call import Settings
 from .families import family_of
 from .hosts import cache_name, reading_of, remember
+from .identity import stored_fingerprint
 
 _log = logging.getLogger("longscan.runtime")
 
@@ -39,7 +40,7 @@ def load_hybrid(
         raise CheckpointError(f"{source.name} is read through transformers; pip install transformers") from error
     try:
         model, found = transformers.AutoModelForCausalLM.from_pretrained(
-            source.folder, dtype="auto", local_files_only=True, output_loading_info=True
+            source.folder, dtype=dtype, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -53,7 +54,7 @@ def load_hybrid(
         layout="transformers",
         d_model=said.hidden_size,
         n_layer=said.num_hidden_layers,
-        norm_epsilon=said.rms_norm_eps,
+        norm_epsilon=said.layer_norm_epsilon if hasattr(said, "layer_norm_epsilon") else said.rms_norm_eps,
         rms_norm=True,
         residual_in_fp32=False,
         tie_embeddings=bool(said.tie_word_embeddings),
@@ -61,9 +62,13 @@ def load_hybrid(
         train_length=getattr(said, "train_length", None),
         neox_vocabulary=False,
     )
-    attached = Attached(model.eval(), family_of(model), None, "auto", backend, filter_decode)
-    _ = attached.view.fingerprint  # of the values as they are stored, before they are converted
-    model.to(device=device, dtype=dtype)
+    family = family_of(model)
+    try:
+        attached = Attached(model.eval(), family, None, "auto", backend, filter_decode)
+    except ValueError as error:
+        raise CheckpointError(f"{source.name}: {error}") from error
+    attached.view.fingerprint = stored_fingerprint(source, model, family)
+    model.to(device=device)
     if broken := [name for name, tensor in model.named_parameters() if not torch.isfinite(tensor).all()]:
         raise CheckpointError(
             f"{source.name}: {broken[0]} holds NaN, infinite values or some too large for {dtype}; "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.reader import read_tensors
-from ..checkpoint.source import locate
+from ..checkpoint.source import Source, locate
 from ..errors import CheckpointError, SidecarError
 from ..families.weights import STEERING, fingerprint
 from ..sidecar.sidecar import Sidecar
@@ -18,6 +18,12 @@ from .families import Family
 def fingerprint_of(model: Any, family: Family) -> str:
     """sha256 over shapes, A_log and dt bias as float32, layers counted over the Mamba layers alone."""
     return _digest(model, family, _steering(model, family))
+
+
+def stored_fingerprint(source: Source, model: Any, family: Family) -> str:
+    """The same of the values as its checkpoint holds them: loading may have rounded them."""
+    held, stored = _steering(model, family), _stored(source)
+    return _digest(model, family, {name: stored.get(name, tensor) for name, tensor in held.items()})
 
 
 def check_sidecar(sidecar: Sidecar, model: Any, family: Family, checkpoint: str | None = None) -> None:
@@ -31,7 +37,7 @@ def check_sidecar(sidecar: Sidecar, model: Any, family: Family, checkpoint: str 
     name = checkpoint or str(getattr(model, "name_or_path", "") or type(model).__name__)
     if found != sidecar.metadata["model_fingerprint"] and any(t.dtype != torch.float32 for t in held.values()):
         try:
-            stored = read_tensors(locate(name), lambda key, t: t if key.endswith(STEERING) else t.to("meta"))
+            stored = _stored(locate(name))
         except CheckpointError as error:
             raise SidecarError(
                 "model_fingerprint: this model's A_log is in half precision, too coarse to compare, and its checkpoint "
@@ -42,11 +48,22 @@ def check_sidecar(sidecar: Sidecar, model: Any, family: Family, checkpoint: str 
     sidecar.check_model(found, name)
 
 
+def _stored(source: Source) -> dict[str, Tensor]:
+    """What the fingerprint covers, as a checkpoint holds it."""
+    found = read_tensors(source, lambda name, t: t, lambda name: name.endswith(STEERING))
+    return {_place(name): tensor for name, tensor in found.items()}
+
+
+def _place(name: str) -> str:
+    """A tensor's name inside the stack of layers, which a model in memory may call otherwise than its checkpoint."""
+    return name.removeprefix("model.").removeprefix("backbone.")
+
+
 def _steering(model: Any, family: Family) -> dict[str, Tensor]:
-    """What the fingerprint covers, by the names of the model's own checkpoint."""
+    """What the fingerprint covers, as the model holds it."""
     mixers = {id(mixer) for _, mixer in family.find(model)}
     return {
-        f"{path}.{name}": parameter.detach()
+        _place(f"{path}.{name}"): parameter.detach()
         for path, module in model.named_modules()
         if id(module) in mixers
         for name, parameter in module.named_parameters()
@@ -58,10 +75,10 @@ def _digest(model: Any, family: Family, steering: dict[str, Tensor]) -> str:
     names = {id(module): path for path, module in model.named_modules()}
     mixers = [mixer for _, mixer in family.find(model)]
     tensors = {
-        f"backbone.layers.{i}.mixer.{name}": steering[f"{names[id(mixer)]}.{name}"]
+        f"backbone.layers.{i}.mixer.{name}": steering[place]
         for i, mixer in enumerate(mixers)
         for name in STEERING
-        if f"{names[id(mixer)]}.{name}" in steering
+        if (place := _place(f"{names[id(mixer)]}.{name}")) in steering
     }
     tensors["backbone.embedding.weight"] = family.embedding(model).weight
     tensors["backbone.layers.0.mixer.in_proj.weight"] = mixers[0].in_proj.weight

@@ -34,6 +34,8 @@ class View:
     def __init__(self, model: nn.Module, family: Family):
         self._family, self._model = family, model
         self.parts = tuple(Part(block, mixer, family.layer) for block, mixer in family.find(model))
+        if not self.parts:  # Granite 4 has members of attention alone
+            raise ValueError(f"this {type(model).__name__} has no Mamba layers; there is nothing to filter")
         _ = self.layers  # refuses what no layer can be made of
 
     @property

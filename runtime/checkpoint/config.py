@@ -13,7 +13,7 @@ from .config_keys import check_keys, is_state_spaces, refuse_quantised
 
 PILE_TRAIN_LENGTH = 2048  # the published state-spaces models; their config.json does not say
 _PILE_VOCAB = (50277, 50280, 50288)
-_HYBRIDS = ("zamba2", "bamba")  # read through transformers
+_HYBRIDS = ("zamba2", "bamba", "granitemoehybrid", "jamba", "falcon_h1", "nemotron_h")  # read through transformers
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _transformers(data: dict[str, Any], ends: tuple[int, ...]) -> ModelConfig:
     if kind not in ("mamba", "mamba2", "falcon_mamba"):
         raise CheckpointError(
             f"config.json says model_type {kind!r}; this version reads mamba, mamba2 and falcon_mamba "
-            "(state-spaces/mamba-130m ... mamba2-2.7b, their -hf copies, and Falcon-Mamba), zamba2 and bamba"
+            f"(state-spaces/mamba-130m ... mamba2-2.7b, their -hf copies, and Falcon-Mamba), {', '.join(_HYBRIDS)}"
         )
     if data.get("hidden_act", "silu") != "silu":
         raise CheckpointError(f"config.json asks for activation {data['hidden_act']!r}; Mamba uses silu")

@@ -17,8 +17,10 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # float
 _INSIDE = ("state_dict", "model_state_dict", "model")  # where a training loop puts the weights in its own dictionary
 
 
-def read_tensors(source: Source, convert: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
-    """Every tensor of the checkpoint, sharded or not, each passed through `convert` as it is read.
+def read_tensors(
+    source: Source, convert: Callable[[str, Tensor], Tensor], wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, Tensor]:
+    """Every wanted tensor of the checkpoint, sharded or not, each passed through `convert` as it is read.
 
     At most one tensor of a safetensors file exists twice; `.bin` files are mapped where their format allows it, and
     read with weights_only. Names are those of the state-spaces layout; gradients are not asked for. Raises
@@ -29,7 +31,7 @@ def read_tensors(source: Source, convert: Callable[[str, Tensor], Tensor]) -> di
     holders: dict[str, str] = {}  # name -> file
     paths, index = weight_files(source.folder, source.name)
     for path in paths:
-        for stored, given in _read_file(path):
+        for stored, given in _read_file(path, wanted):
             name = "backbone.embedding.weight" if stored == "backbone.embeddings.weight" else stored
             if name in holders:
                 raise CheckpointError(
@@ -44,8 +46,6 @@ def read_tensors(source: Source, convert: Callable[[str, Tensor], Tensor]) -> di
                     "give the unquantised model"
                 )
             tensors[name] = convert(name, tensor)
-            if tensors[name].is_meta:  # the caller wants its shape alone
-                continue
             if not torch.isfinite(tensors[name]).all():
                 if torch.isfinite(tensor).all():
                     kind = str(tensors[name].dtype).removeprefix("torch.")
@@ -54,18 +54,18 @@ def read_tensors(source: Source, convert: Callable[[str, Tensor], Tensor]) -> di
                     )
                 raise CheckpointError(f"{path.name}: {name} holds NaN or infinite values; download the model again")
     known = {"backbone.embedding.weight" if n == "backbone.embeddings.weight" else n for n in index or ()}
-    if lost := sorted(known - set(holders)):
+    if lost := sorted(name for name in known - set(holders) if wanted(name)):
         raise CheckpointError(f"the shard index names {lost[0]}, which no shard holds; download the model again")
     return tensors
 
 
-def _read_file(path: Path) -> Iterator[tuple[str, Tensor]]:
+def _read_file(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(path, framework="pt") as file:
-                names = list(file.keys())
+                names = list(filter(wanted, file.keys()))
             for name in names:  # opened anew for each: an open file keeps every page that was read of it resident
                 with safe_open(path, framework="pt") as file:
                     yield name, file.get_tensor(name)
@@ -87,7 +87,7 @@ def _read_file(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise CheckpointError(
             f"{path.name} cannot be read with weights_only ({first}); download it again, or convert it to safetensors"
         ) from error
-    yield from _tensors(loaded, path.name).items()
+    yield from ((name, tensor) for name, tensor in _tensors(loaded, path.name).items() if wanted(name))
 
 
 def _tensors(loaded: Any, name: str) -> dict[str, Tensor]:

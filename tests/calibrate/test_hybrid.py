@@ -1,4 +1,4 @@
-"""A hybrid with attention, calibrated, evaluated and continued from the command line, read through transformers."""
+"""Hybrids with attention, calibrated, evaluated and continued from the command line, read through transformers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from longscan.calibrate.commands import cli
 from longscan.runtime import Sidecar, attach, load
 from longscan.runtime.checkpoint.source import BUNDLED
 
-from ..runtime.attach.models import build
+from ..runtime.attach.models import HYBRIDS, build, publish
 from .conftest import DEMO_TEXT
 
 transformers = pytest.importorskip("transformers")
@@ -34,11 +34,10 @@ def call(*arguments, code=0):
     return result
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A Zamba2 over bytes, its recipe and a text."""
-    folder = tmp_path_factory.mktemp("tiny-zamba2")
-    build("zamba2", vocab_size=256).save_pretrained(folder)
+@pytest.fixture(scope="module", params=HYBRIDS)
+def folder(request, tmp_path_factory):
+    """A model over bytes, its recipe and a text."""
+    folder = publish(build(request.param, vocab_size=256), tmp_path_factory.mktemp(f"tiny-{request.param}"))
     shutil.copy(BUNDLED["demo"] / "tokenizer.json", folder)
     (folder / "tiny.yaml").write_text(RECIPE)
     (folder / "novel.txt").write_text(DEMO_TEXT.read_text()[:20000])
@@ -53,17 +52,18 @@ def run(folder):
 
 @pytest.fixture(scope="module")
 def calibrated(run, tmp_path_factory):
-    out = tmp_path_factory.mktemp("out") / "zamba2.longscan.safetensors"
+    out = tmp_path_factory.mktemp("out") / "hybrid.longscan.safetensors"
     return out, json.loads(call(*run, "--out", out, "--json").stdout)
 
 
-def test_its_sidecar_filters_and_never_decimates(calibrated):
+def test_its_sidecar_filters_and_never_decimates(calibrated, folder):
     out, document = calibrated
     side = Sidecar.read(out)
     assert {row["method"] for row in document["scores"]} == {"none", "filter", "scale"}
-    assert (side.metadata["n_layer"], side.metadata["channels"]) == ("4", "8")  # Mamba layers, heads
+    weights = load(folder).weights  # Mamba layers; heads, or Mamba-1's channels
+    assert (side.metadata["n_layer"], side.metadata["channels"]) == (str(len(weights.layers)), str(weights.channels))
     assert side.plan(256, "filter").method == "filter" and not side.plan(256).decimate
-    assert any((side.thresholds(layer, 256) > 0).any() for layer in range(4))
+    assert any((side.thresholds(layer, 256) > 0).any() for layer in range(len(weights.layers)))
     assert not any("keep" in name for name in side.tensors)
 
 

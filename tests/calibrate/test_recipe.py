@@ -22,6 +22,7 @@ from longscan.calibrate.recipe.recipe import (
 
 NAMES = ["default", "demo", *(f"mamba-{size}" for size in ("1.4b", "130m", "2.8b", "370m", "790m"))]
 NAMES += [f"mamba2-{size}" for size in ("1.3b", "130m", "2.7b", "370m", "780m")]
+NAMES += ["bamba-9b", "falcon-h1-0.5b", "falcon-h1-128k", "granite-4.0-h", "jamba", "nemotron-h-8k"]
 NAMES += ["falcon-mamba-7b", "zamba2-1.2b", "paper-decimamba", "paper-longmamba"]
 
 
@@ -50,6 +51,23 @@ def test_recipe_for_model() -> None:
     assert recipe_for_model("Zyphra/Zamba2-1.2B") == "zamba2-1.2b"
     zamba2 = load_recipe("zamba2-1.2b")
     assert (zamba2.train_length, zamba2.method) == (4000, "filter")
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "train_length"),
+    [
+        ("nvidia/Nemotron-H-8B-Base-8K", "nemotron-h-8k", 8192),
+        ("ibm-fms/Bamba-9B", "bamba-9b", 4096),
+        ("tiiuae/Falcon-H1-0.5B-Base", "falcon-h1-0.5b", 4096),
+        ("tiiuae/Falcon-H1-1.5B-Deep-Instruct", "falcon-h1-128k", 131072),
+        ("ibm-granite/granite-4.0-h-tiny", "granite-4.0-h", 524288),
+        ("ai21labs/Jamba-v0.1", "jamba", 262144),
+    ],
+)
+def test_hybrids_are_filtered_from_what_their_makers_trained_at(model: str, name: str, train_length: int) -> None:
+    recipe = load_recipe(name)
+    assert recipe_for_model(model) == name and (recipe.train_length, recipe.method) == (train_length, "filter")
+    assert all(length > train_length for length in recipe.target_lengths(train_length))
 
 
 def test_an_empty_recipe_is_the_defaults() -> None:

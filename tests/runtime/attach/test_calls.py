@@ -12,10 +12,9 @@ import torch
 from longscan.runtime import attach, load
 
 from ...checkpoints import make_sidecar
-from .models import FAMILIES, PURE, build, cache_of
+from .models import FAMILIES, build, cache_of
 
 transformers = pytest.importorskip("transformers")
-HYBRIDS = [name for name in FAMILIES if name not in PURE]
 
 
 @pytest.fixture(scope="module")

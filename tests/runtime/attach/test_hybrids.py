@@ -1,7 +1,8 @@
-"""Zamba2 and Bamba, hybrids with attention, behind LM's interface: against transformers with its delta set to zero."""
+"""Hybrids with attention behind LM's interface: against transformers with its delta set to zero."""
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import re
@@ -14,11 +15,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from longscan.runtime import CheckpointError, Plan, Sidecar, SidecarError, attach, load
+from longscan.runtime.families.weights import STEERING
 
 from ...checkpoints import make_sidecar
-from .models import build
+from .models import HYBRIDS, build, cache_of, publish
 
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +28,11 @@ def ids():
     return torch.randint(1, 64, (2, 64), generator=torch.Generator().manual_seed(2))
 
 
-@pytest.fixture(scope="module", params=["zamba2", "bamba"])
+@pytest.fixture(scope="module", params=HYBRIDS)
 def pair(request, tmp_path_factory):
     """A transformers model, and the same checkpoint loaded with a sidecar that filters."""
     peer = build(request.param)
-    folder = tmp_path_factory.mktemp(request.param)
-    peer.save_pretrained(folder)
+    folder = publish(peer, tmp_path_factory.mktemp(request.param))
     return peer, load(folder, without_decimation(make_sidecar(load(folder))))
 
 
@@ -45,15 +46,22 @@ def without_decimation(sidecar: Sidecar) -> Sidecar:
 def filtered_by_hand(monkeypatch, peer, sidecar, length):
     """Let transformers' own scan see delta = 0 where a layer's delta is not above g."""
     module = importlib.import_module(type(peer).__module__)
-    scan, layers = module.mamba2_chunk_scan, iter(range(int(sidecar.metadata["n_layer"])))
+    name = "mamba2_chunk_scan" if hasattr(module, "mamba2_chunk_scan") else "mamba_selective_scan"
+    scan, layers = getattr(module, name), iter(range(int(sidecar.metadata["n_layer"])))
 
-    def filtered(x, dt, A, B, C, *, dt_bias, dt_softplus, dt_limit, **rest):
+    def filtered(delta):
         g = sidecar.thresholds(next(layers), length)
-        delta = F.softplus(dt + dt_bias).clamp(*dt_limit)
-        delta = torch.where(delta > g, delta, torch.zeros(()))
+        return torch.where(delta > g, delta, torch.zeros(()))
+
+    def mamba1(x, dt, A, B, C, *, delta_bias, delta_softplus, **rest):
+        delta = filtered(F.softplus(dt.mT + delta_bias)).mT
+        return scan(x, delta, A, B, C, delta_bias=None, delta_softplus=False, **rest)
+
+    def mamba2(x, dt, A, B, C, *, dt_bias, dt_softplus, dt_limit, **rest):
+        delta = filtered(F.softplus(dt + dt_bias).clamp(*dt_limit))
         return scan(x, delta, A, B, C, dt_bias=None, dt_softplus=False, dt_limit=(0.0, float("inf")), **rest)
 
-    monkeypatch.setattr(module, "mamba2_chunk_scan", filtered)
+    monkeypatch.setattr(module, name, mamba2 if name == "mamba2_chunk_scan" else mamba1)
 
 
 def test_the_plain_model_is_transformers_own(pair, ids, relative_rms):
@@ -143,7 +151,7 @@ def test_a_damaged_checkpoint_is_refused_by_the_tensors_name(pair, tmp_path, dam
     shutil.copytree(pair[1].source.folder, folder)
     tensors = load_file(folder / "model.safetensors")
     name = next(name for name in tensors if name.endswith("A_log"))
-    message = re.escape(name)
+    message = re.escape(name.removeprefix("backbone."))  # what Nemotron-H's checkpoints say, and transformers does not
     if damage == "missing":
         del tensors[name]
     elif damage == "extra":
@@ -161,3 +169,89 @@ def test_a_damaged_checkpoint_is_refused_by_the_tensors_name(pair, tmp_path, dam
         return
     with pytest.raises(CheckpointError, match=message):
         load(folder)
+
+
+@torch.no_grad()
+def test_half_precision_is_known_by_its_checkpoint(pair, ids, tmp_path):
+    """Weights in bfloat16 with what steers a layer in float32, as some makers store them."""
+    peer, lm = pair
+    folder = publish(copy.deepcopy(peer).to(torch.bfloat16), tmp_path / "mixed")
+    stored = load_file(folder / "model.safetensors")
+    wide = load_file(lm.source.folder / "model.safetensors")
+    stored |= {name: t for name, t in wide.items() if name.endswith(STEERING)}
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    loaded = load(folder, lm.sidecar)
+    assert loaded.fingerprint == lm.fingerprint
+    assert torch.equal(loaded.weights.layers[0].A, lm.weights.layers[0].A)
+    half = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    with attach(half, lm.sidecar):
+        assert half(ids).logits.isfinite().all()
+    next(module for module in half.modules() if hasattr(module, "A_log")).A_log += 1
+    with pytest.raises(SidecarError, match="model_fingerprint"):
+        attach(half, lm.sidecar)
+
+
+# -- Nemotron-H's floor under delta, Falcon-H1's norm, Granite 4's members without Mamba -------------------------------
+
+
+@torch.no_grad()
+def test_nemotron_h_limits_delta_as_its_maker_does(ids, tmp_path, monkeypatch, relative_rms):
+    """transformers raises delta to time_step_min in prompts; config.json's time_step_limit is (0, inf)."""
+    peer = build("nemotron_h", time_step_min=0.001)
+    lm = load(publish(peer, tmp_path))
+    sidecar = without_decimation(make_sidecar(lm))
+    raised = peer(ids).logits
+    mixers = [module for module in peer.modules() if hasattr(module, "A_log")]
+    assert all(mixer.time_step_limit == (0.001, float("inf")) for mixer in mixers)
+    with attach(peer):
+        found = peer(ids).logits
+        stepped = torch.cat(list(one_by_one(peer, ids)), 1)
+    for mixer in mixers:
+        mixer.time_step_limit = mixer.config.time_step_limit
+    wanted = peer(ids).logits
+    assert relative_rms(found, wanted) < 1e-6 < 1e-4 < relative_rms(found, raised)
+    assert relative_rms(stepped, wanted) < 1e-6  # and so do steps, there as here
+    assert relative_rms(torch.cat(list(one_by_one(peer, ids)), 1), wanted) < 1e-6
+    filtered_by_hand(monkeypatch, peer, sidecar, 64)
+    assert relative_rms(lm.with_sidecar(sidecar).prefill(ids, logits_to_keep=0).logits, peer(ids).logits) < 1e-6
+
+
+def one_by_one(model, ids):
+    """Logits of a prompt given token by token."""
+    cache = {}
+    for k in range(ids.shape[1]):
+        out = model(ids[:, k : k + 1], use_cache=True, **cache)
+        cache = cache_of(model, out)
+        yield out.logits
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("limit", [(0.0, float("inf")), (0.001, 0.1)])
+def test_a_filtered_token_is_exactly_skipped(ids, limit, tmp_path):
+    """delta is 0 after the clamp, not its lower limit: heads that filter every token hold no state at all."""
+    peer = build("nemotron_h", time_step_min=0.001, time_step_limit=limit)
+    sidecar = without_decimation(make_sidecar(load(publish(peer, tmp_path)), share=1e9))
+    with attach(peer, sidecar, method="filter"):
+        out = peer(ids, use_cache=True)
+        out = peer(ids[:, :1], use_cache=True, **cache_of(peer, out))
+    (cache,) = cache_of(peer, out).values()
+    state = cache.get_recurrent_state(0)  # (B, heads, P, N); every second head filters
+    assert torch.equal(state[:, 1::2], torch.zeros_like(state[:, 1::2])) and (state[:, ::2] != 0).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm_before_gate", [False, True])
+def test_falcon_h1_with_a_norm_behind_the_scan(ids, norm_before_gate, relative_rms):
+    peer = build("falcon_h1", mamba_rms_norm=True, mamba_norm_before_gate=norm_before_gate)
+    wanted = peer(ids).logits
+    with attach(peer):
+        assert relative_rms(peer(ids).logits, wanted) < 1e-6
+        assert relative_rms(torch.cat(list(one_by_one(peer, ids)), 1), wanted) < 1e-6
+
+
+def test_a_granite_of_attention_alone_is_refused(tmp_path):
+    peer = build("granite", layer_types=["full_attention"] * 3)
+    with pytest.raises(ValueError, match="GraniteMoeHybridForCausalLM has no Mamba layers"):
+        attach(peer)
+    with pytest.raises(CheckpointError, match="no Mamba layers"):
+        load(publish(peer, tmp_path))
