@@ -61,7 +61,8 @@ def launched():
 @pytest.mark.parametrize("kind", ["all", "bare"])
 def test_arguments_of_one_compile(launched, kind):
     """A launch hands an integer of 1 to the compiler as a constant, which the interpreter never shows."""
-    mamba1, mamba2 = ["scan", "step", "conv_silu", "scores"], ["ssd_states", "ssd_carry", "ssd_pairs", "ssd_outputs", "ssd_token"]
+    mamba1 = ["scan", "step", "conv_silu", "scores"]
+    mamba2 = ["ssd_states", "ssd_carry", "ssd_pairs", "ssd_outputs", "ssd_token"]
     assert launched[f"one channel, {kind}"] == launched[f"one of everything, {kind}"] == mamba1
     assert launched[f"one head of one channel, {kind}"] == mamba2
     assert launched["strides of 1"] == mamba1 and launched["one head"] == mamba2
