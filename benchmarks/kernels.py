@@ -1,6 +1,6 @@
-"""The selective scan beside its peers on a GPU, then whole models: one command.
+"""The scans of both generations beside their peers on a GPU, then whole models: one command.
 
-    python benchmarks/kernels.py [--out docs] [--models 130m 1.4b] [--no-whole] [--tune]
+    python benchmarks/kernels.py [--out docs] [--models 130m ...] [--lengths 65536 ...] [--batches 1 ...] [--no-whole] [--tune]
 
 Every kernel is checked against a float64 oracle on sampled channels first; one that is wrong is named and not timed.
 Writes kernels.csv (medians with 20/80 quantiles, bandwidth, share of the bound of docs/static_cost.json) and
@@ -32,7 +32,8 @@ from typing import Any
 import torch
 from oracle import scan_oracle
 from sequential_scan import sequential_scan
-from static_cost import SHAPES, bounds
+from ssd_cases import HEADS, SSDCase, ssd_error, ssd_inputs, ssd_kernels
+from static_cost import BANDWIDTH, SHAPES, bounds
 from timing import machine, quantiles
 from torch import Tensor
 from whole_models import whole_models
@@ -44,7 +45,7 @@ from longscan.kernels.scan.triton_plan import SCAN_CONFIGS, fits, plan_scan
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 N, BOUND, SAMPLED = 16, 1e-2, 8  # states; relative RMS a bfloat16 result may be off; channels the oracle looks at
 TORCH_LONGEST = 4096  # the torch reference is a Python loop over time
-LENGTHS = tuple(2**k for k in range(11, 21))
+LENGTHS = (*(2**k for k in range(11, 21)), 65537)  # the last: no multiple of a peer's block
 COLUMNS = ("model", "batch", "length", "kernel", "error", "low_ms", "median_ms", "high_ms", "gb_s", "bound_share")
 
 
@@ -113,14 +114,18 @@ def error(y: Tensor, a: dict[str, Tensor]) -> float:
     return float((y[-1:, :, at].double().cpu() - wanted).norm() / wanted.norm())
 
 
-def measure(case: Case, device: str) -> list[dict[str, Any]]:
+def measure(case: Case | SSDCase, device: str) -> list[dict[str, Any]]:
     """One row a kernel; a kernel whose result is wrong is reported on stderr and has no row."""
-    cost = json.loads((DOCS / "static_cost.json").read_text())["kernels"][0]
-    bound = max(bounds(cost, case.channels, case.batch * case.length).values())
+    if isinstance(case, SSDCase):
+        bound = 1e3 * case.bytes / BANDWIDTH
+        a, calls, off = ssd_inputs(case, device), ssd_kernels, ssd_error
+    else:
+        cost = json.loads((DOCS / "static_cost.json").read_text())["kernels"][0]
+        bound = max(bounds(cost, case.channels, case.batch * case.length).values())
+        a, calls, off = inputs(case, device), kernels, error
     rows = []
-    a = inputs(case, device)
-    for name, given, run in kernels(a, device):
-        found = error(run(), given)
+    for name, given, run in calls(a, device):
+        found = off(run(), given)
         where = f"{case.model} batch {case.batch} length {case.length} {name}"
         if not found <= BOUND:  # NaN is wrong, too
             print(
@@ -145,7 +150,8 @@ def tune(case: Case, device: str) -> None:
     a, found = inputs(case, device), []
     ordered = [a[k] for k in ("x", "delta", "A", "B", "C", "D", "z", "delta_bias")]
     for config in (c for c in SCAN_CONFIGS if fits(c, case.channels, N)):
-        for chunks in (2**k for k in range(int(math.log2(max(case.length // 128, 1))) + 1)):
+        most = plan_scan(case.batch, case.channels, case.length, N)[1]
+        for chunks in sorted({1, *(max(1, round(most * part)) for part in (0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.5, 2))}):
 
             def run(config=config, chunks=chunks) -> Tensor:
                 return scan_triton.selective_scan(*ordered, True, *[None] * 5, chunks=chunks, config=config)[0]
@@ -184,12 +190,13 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     plt.savefig(path, dpi=140)
 
 
-def cases(models: list[str], device: str) -> Iterator[Case]:
+def cases(models: list[str], lengths: list[int], batches: list[int], device: str) -> Iterator[Case | SSDCase]:
     """The shapes that fit; a line on stderr names those that do not."""
     for model in models:
-        for batch in (1, 8):
-            for length in LENGTHS:
-                case = Case(model, SHAPES[model], batch, length)
+        for batch in batches:
+            for length in lengths:
+                ssd = model in HEADS
+                case = SSDCase(model, batch, length) if ssd else Case(model, SHAPES[model], batch, length)
                 free = torch.cuda.mem_get_info()[0] if device == "cuda" else math.inf
                 if 2.5 * case.bytes > free:  # the peer has copies of its own
                     print(f"left out: {model} batch {batch} length {length} needs {2.5 * case.bytes / 2**30:.0f} GiB",
@@ -201,7 +208,9 @@ def cases(models: list[str], device: str) -> Iterator[Case]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=DOCS, help="folder for kernels.csv, kernels.png and models.csv")
-    parser.add_argument("--models", nargs="+", choices=sorted(SHAPES), default=list(SHAPES))
+    parser.add_argument("--models", nargs="+", choices=[*SHAPES, *HEADS], default=[*SHAPES, *HEADS])
+    parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--no-whole", action="store_true", help="leave out prefill and decode of whole models")
     parser.add_argument("--tune", action="store_true", help="time the configurations instead")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # the tests: small, in the interpreter
@@ -209,11 +218,12 @@ def main() -> None:
     device = "cpu" if args.tiny else "cuda"
     if device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("Error: no CUDA device; run this on a machine with one (benchmarks/kernels_cpu.py needs none)")
-    chosen = [Case("tiny", 6, 1, 6)] if args.tiny else cases(args.models, device)
+    chosen = [Case("tiny", 6, 1, 6)] if args.tiny else cases(args.models, args.lengths, args.batches, device)
     print(machine(device))
     if args.tune:
         for case in chosen:
-            tune(case, device)
+            if isinstance(case, Case):
+                tune(case, device)
         return
     args.out.mkdir(parents=True, exist_ok=True)
     rows = [row for case in chosen for row in measure(case, device)]

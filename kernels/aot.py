@@ -35,10 +35,10 @@ from .ssd.triton import (
     CHUNK,
     OUTPUTS_CONFIG,
     PAIRS_CONFIG,
-    STATES_CONFIG,
     TOKEN_CONFIG,
     pairs_products,
     products,
+    states_config,
     states_products,
     tile,
 )
@@ -73,7 +73,7 @@ _OTHER = {
     "index": "*i64", "mask": "*i1", "top": "*i32", "shift": "*i32", "counts": "*i32", "mass": "*i64",
     "low": "fp32", "high": "fp32",
 }  # fmt: skip
-_INT32 = re.compile(r"^(s[xdzgBCD]_[btdgh]|L|steps|channels|chunks|chunk_size|zero|heads|shared|groups)$")
+_INT32 = re.compile(r"^(s[xdzgBCD]_[btdgh]|L|steps|channels|chunks|chunk_size|heads|shared|groups)$")
 # Tensors and rows start at multiples of 16 bytes and elements; these, and what a kernel does not specialise, anywhere.
 _ANY = {"heads", "shared", "groups", "low", "high"}
 
@@ -148,7 +148,7 @@ def ssd_variants(cuda: bool = True) -> Iterator[Variant]:
         torch_dtype = torch.float32 if dtype == "fp32" else torch.bfloat16
         flags |= products(P, N, torch_dtype, cuda)
         for name, kernel, config, sizes in (
-            ("states", ssd_states, STATES_CONFIG, states_products(flags)),
+            ("states", ssd_states, states_config(N), states_products(flags)),
             ("pairs", ssd_pairs, PAIRS_CONFIG, pairs_products(flags, torch_dtype)),
             ("outputs", ssd_outputs, OUTPUTS_CONFIG, flags),
         ):

@@ -90,7 +90,7 @@ def selective_scan(
         scan[(columns, count - 1 if state_only else count, batch)](
             x, delta, A, BC, D, z, delta_bias, threshold, scale, index, mask, start, y, end, delta_sum,
             *x.stride()[:2], *delta.stride()[:2], *(z.stride()[:2] if z is not None else (0, 0)), sg_b,
-            L, steps, channels, count, size, 0,
+            L, steps, channels, count, size,
             HAS_D=D is not None, HAS_Z=z is not None, HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus,
             HAS_THRESHOLD=threshold is not None, HAS_SCALE=scale is not None, HAS_INDEX=index is not None,
             HAS_MASK=mask is not None, HAS_INITIAL=start is not None, STATE_ONLY=state_only,

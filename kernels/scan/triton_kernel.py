@@ -36,11 +36,11 @@ def advance(h, A, kept, driven, B, C, STATE_ONLY: tl.constexpr):
     return states, y
 
 
-@triton.jit(do_not_specialize=["L", "steps", "chunks", "chunk_size", "zero"])  # one binary for every length
+@triton.jit(do_not_specialize=["L", "steps", "chunks", "chunk_size"])  # one binary for every length
 def scan(
     x, delta, A, BC, D, z, bias, threshold, scale, index, mask, initial, y, last, delta_sum,
     sx_b, sx_t, sd_b, sd_t, sz_b, sz_t, sg_b,
-    L, steps, channels, chunks, chunk_size, zero,
+    L, steps, channels, chunks, chunk_size,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_THRESHOLD: tl.constexpr, HAS_SCALE: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_MASK: tl.constexpr,
     HAS_INITIAL: tl.constexpr, STATE_ONLY: tl.constexpr, EVEN: tl.constexpr, N: tl.constexpr,
@@ -49,8 +49,7 @@ def scan(
     """x, delta, z: any row and time strides, channels side by side. Contiguous: A (D, N) and BC (B, L, 2N) float32,
     index (B, steps), mask (B, L), y (B, steps, D), initial (B, chunks, D, N), delta_sum (B, chunks, D); last as initial
     if STATE_ONLY, else (B, D, N). threshold, scale: rows of D, sg_b elements apart (0 where the batch shares one).
-    N is a power of two, CH divides D. EVEN: the channels fill whole programs. `zero` is 0, which the compiler does not
-    know: with it the place of B and C is no uniform register, from which every load would copy it."""
+    N is a power of two, CH divides D. EVEN: the channels fill whole programs."""
     R: tl.constexpr = LANES // SPLIT
     NS: tl.constexpr = N // SPLIT
     VS: tl.constexpr = 4 if NS > 4 else NS  # float32 states in one load
@@ -101,7 +100,7 @@ def scan(
     sy_t = tl.cast(channels, tl.int64)
     p_x = x + i_b * sx_b + i_t * sx_t + o_d
     p_delta = delta + i_b * sd_b + i_t * sd_t + o_d
-    p_BC = BC + (i_b * L + i_t) * 2 * N + o_n + o_r * (zero * VS)
+    p_BC = BC + (i_b * L + i_t) * 2 * N + o_n
     p_y = y + (i_b * steps + i_c * chunk_size) * sy_t + o_d
     if HAS_Z:
         p_z = z + i_b * sz_b + i_t * sz_t + o_d

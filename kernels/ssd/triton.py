@@ -16,7 +16,6 @@ from .triton_kernel import ssd_carry, ssd_outputs, ssd_pairs, ssd_states, ssd_to
 
 _DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 CHUNK = 256  # tokens between stored states
-STATES_CONFIG = {"num_warps": 4, "num_stages": 1}
 OUTPUTS_CONFIG = {"num_warps": 4, "num_stages": 1}
 PAIRS_CONFIG = {"num_warps": 4, "num_stages": 1}
 CARRY_CONFIG = {"BLOCK": 512, "AHEAD": 4, "num_warps": 4}
@@ -36,12 +35,17 @@ def products(P: int, N: int, dtype: torch.dtype, cuda: bool) -> dict[str, Any]:
     sizes = tile(P, N) | {"CHUNK": CHUNK}
     if dtype == torch.float32:
         return sizes | {"Q": 16, "K": sizes["BLOCK_N"] if N <= 128 else 64, "PRECISION": "tf32x3" if cuda else "ieee"}
-    return sizes | {"Q": 64 if cuda and N <= 128 else 32, "K": sizes["BLOCK_N"], "PRECISION": "ieee"}
+    return sizes | {"Q": 32, "K": sizes["BLOCK_N"], "PRECISION": "ieee"}
+
+
+def states_config(N: int) -> dict[str, int]:
+    """Tokens read ahead by the copy engine where shared memory has room for them."""
+    return {"num_warps": 4, "num_stages": 3 if N <= 128 else 1}
 
 
 def states_products(sizes: dict[str, Any]) -> dict[str, Any]:
-    """The same for `ssd_states`, which keeps all states and so has registers for fewer tokens."""
-    return {k: v for k, v in sizes.items() if k != "K"} | {"Q": min(sizes["Q"], 32)}
+    """The same for `ssd_states`, which keeps all states."""
+    return {k: v for k, v in sizes.items() if k != "K"}
 
 
 def pairs_products(sizes: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
@@ -96,7 +100,7 @@ def ssd_scan(
         *delta_limit, HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus,
         LIMITED=_limited(delta_limit, delta_softplus), HAS_THRESHOLD=threshold is not None,
         HAS_SCALE=scale is not None, HAS_INDEX=index is not None, HAS_MASK=mask is not None,
-        **states_products(sizes), **STATES_CONFIG, **FUSED,
+        **states_products(sizes), **states_config(N), **FUSED,
     )  # fmt: skip
     initial = None if initial_state is None else initial_state.float().contiguous()
     last = torch.empty(batch, heads, P, N, dtype=torch.float32, device=x.device)
