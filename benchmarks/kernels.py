@@ -1,6 +1,7 @@
 """The scans of both generations beside their peers on a GPU, then whole models: one command.
 
-    python benchmarks/kernels.py [--out docs] [--models 130m ...] [--lengths 65536 ...] [--batches 1 ...] [--no-whole] [--tune]
+    python benchmarks/kernels.py [--out docs] [--models 130m ...] [--lengths 65536 ...] [--batches 1 ...] [--no-whole]
+                                 [--tune]
 
 Every kernel is checked against a float64 oracle on sampled channels first; one that is wrong is named and not timed.
 Writes kernels.csv (medians with 20/80 quantiles, bandwidth, share of the bound of docs/static_cost.json) and
