@@ -13,7 +13,6 @@ from longscan.calibrate.recipe.published import published_decimation, published_
 from longscan.calibrate.recipe.recipe import (
     Recipe,
     load_recipe,
-    override,
     parse_recipe,
     recipe_for_model,
     recipe_names,
@@ -133,17 +132,6 @@ def test_files_and_names(tmp_path: Path) -> None:
     for missing, part in (("nosuch", "paper-longmamba"), (gone, "no.yaml"), (str(tmp_path), "cannot")):
         with pytest.raises(UserError, match=part):
             load_recipe(missing)
-
-
-def test_override() -> None:
-    recipe = override(load_recipe("default"), lengths=[4096, 8192], seed=7, method=None, run="a.txt")
-    assert recipe.target_lengths(2048) == [4096, 8192] and recipe.length_factors is None
-    assert recipe.seed == 7 and recipe.method == "auto"
-    assert recipe.texts.run == "a.txt" and recipe.texts.eval == load_recipe("default").texts.eval
-    with pytest.raises(UserError, match="samples is 0"):
-        override(recipe, samples=0)
-    with pytest.raises(TypeError):
-        override(recipe, sample=1)
 
 
 def test_longmamba_as_published() -> None:
