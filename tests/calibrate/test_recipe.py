@@ -80,7 +80,7 @@ def test_an_empty_recipe_is_the_defaults() -> None:
         ("filter: {mass: {lwa: [1]}}", ["unknown key filter.mass.lwa", "'law'"]),
         ("decimate: {published: {m: {layer: [1]}}}", ["decimate.published.m.layer", "'layers'"]),
         ("1: 2", ["unknown key 1"]),
-        ("samples: three", ["samples is 'three'", "a whole number of from 1 to 100000"]),
+        ("samples: three", ["samples is 'three'", "a whole number from 1 to 100000"]),
         ("samples: true", ["samples is True", "whole number"]),
         ("samples: 2.0", ["samples is 2.0", "whole number"]),
         ("samples: 0", ["samples is 0", "from 1 to 100000"]),
