@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TextIO, cast
+
+from .console import Careless
 
 
 def main() -> None:
@@ -17,6 +20,7 @@ def main() -> None:
         raise SystemExit(1) from None
     if sys.stderr is None:  # closed; print() would take None for standard output, where results go
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = cast(TextIO, Careless(sys.stderr))  # progress and logs that nobody can read end no run
     try:
         from .commands import cli
     except KeyboardInterrupt:  # torch takes seconds to import

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 T = TypeVar("T")
 _quiet = False
@@ -16,6 +16,24 @@ def hush() -> None:
     """Say nothing more: of the processes of one run, the first speaks for all."""
     global _quiet
     _quiet = True
+
+
+class Careless:
+    """A stream whose readers need not hear: what cannot be written (a full disk, a pipe that broke) is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def progress(items: Sequence[T], label: str, unit: str = "it") -> Iterable[T]:

@@ -9,7 +9,7 @@ import click
 
 from ...runtime import LM, load
 from ..errors import UserError
-from .group import METHODS, SEED, cli, json_option, lengths_callback, model_options, place_options
+from .group import COUNT, METHODS, SEED, cli, json_option, lengths_callback, model_options, place_options
 
 
 @cli.command("eval")
@@ -19,7 +19,7 @@ from .group import METHODS, SEED, cli, json_option, lengths_callback, model_opti
 @click.option("--task", type=click.Choice(("perplexity", "passkey")), default="perplexity", show_default=True)
 @click.option("--lengths", callback=lengths_callback, help="[default: the training length and the sidecar's lengths]")
 @click.option("--methods", help="Comma-separated: none,filter,decimate,both,auto [default: all the sidecar has].")
-@click.option("--windows", type=click.IntRange(1), help="Windows (perplexity), trials a depth (passkey).")
+@click.option("--windows", type=COUNT, help="Windows (perplexity), trials a depth (passkey).")
 @click.option("--protocol", type=click.Choice(("paired", "pg19")), default="paired", show_default=True)
 @place_options
 @click.option("--seed", type=SEED, default=0, show_default=True)

@@ -26,7 +26,7 @@ from .group import METHODS, SEED, Number, cli, model_options, place_options
 @click.option("--top-k", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--top-p", type=Number(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--min-p", type=Number(0, 1), default=0.0, show_default=True)
-@click.option("--repetition-penalty", type=Number(0, min_open=True), default=1.0, show_default=True, help="1 = none.")
+@click.option("--repetition-penalty", type=Number(1e-30, 1e30), default=1.0, show_default=True, help="1 = none.")
 @click.option("--stop", multiple=True, help="End at this text; may be given several times.")
 @click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True)
 @click.option("--chunk", type=click.IntRange(1), help="Tokens read at once; by default from the device's memory.")

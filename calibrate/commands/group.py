@@ -115,6 +115,7 @@ class Number(click.FloatRange):
 
 
 SEED = click.IntRange(0, 2**32 - 1)  # a recipe's range
+COUNT = click.IntRange(1, 100_000)  # of windows and trials: more than any text holds, less than memory does
 
 
 def grouped(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:

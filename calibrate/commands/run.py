@@ -14,7 +14,7 @@ from ...runtime import load
 from ..console import hush
 from ..errors import UserError
 from ..work.processes import join, leave
-from .group import METHODS, SEED, cli, json_option, lengths_callback, model_options, place_options
+from .group import COUNT, METHODS, SEED, cli, json_option, lengths_callback, model_options, place_options
 
 
 @cli.command()
@@ -26,7 +26,7 @@ from .group import METHODS, SEED, cli, json_option, lengths_callback, model_opti
 @click.option("--lengths", callback=lengths_callback, help="Target lengths, such as 4k,8k,16k [default: the recipe's].")
 @click.option("--train-length", type=click.IntRange(1), help="Training length [default: the recipe's or model's].")
 @click.option("--objective", type=click.Choice(("perplexity", "passkey", "mixed")), help="[default: the recipe's]")
-@click.option("--samples", type=click.IntRange(1), help="Windows per length [default: the recipe's].")
+@click.option("--samples", type=COUNT, help="Windows per length [default: the recipe's].")
 @place_options
 @click.option("--seed", type=SEED, help="Of every draw [default: the recipe's, mostly 0].")
 @click.option("--workdir", type=click.Path(path_type=Path, file_okay=False), help="Its journal [default: OUT.work].")

@@ -96,10 +96,10 @@ def available(lm: LM, lengths: Sequence[int]) -> tuple[str, ...]:
 
 def _perplexity(lm: LM, documents: Sequence[Tensor], request: Request) -> list[dict[str, Any]]:
     lengths = sorted(request.lengths)
+    if lengths[0] < 2:
+        raise UserError(f"length {lengths[0]} is too short to score; give --lengths of at least 2")
     if request.protocol == "paired":
         tail = min(_TAIL, lengths[0] // 2)
-        if tail < 1:
-            raise UserError(f"length {lengths[0]} is too short to score; give --lengths of at least 2")
         longest = token_windows(documents, lengths[-1], request.windows or _MOST, tail=tail, seed=request.seed)
         if request.windows is None:
             longest = longest[: _enough(lm, at_length(longest[:_PILOT], lengths[0]), tail, request.batch_tokens)]

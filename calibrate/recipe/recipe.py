@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -214,7 +214,7 @@ class Recipe:
         optional(listing(number(1), "numbers above 1", ordered=True)),
         "lengths to calibrate as multiples of L",
     )
-    samples: int = setting(16, integer(1), "held-out windows a length")
+    samples: int = setting(16, integer(1, 100_000), "held-out windows a length")
     held_out: float = setting(0.25, _share, "share of the texts that candidates are compared on")
     seed: int = setting(0, _seed, "of every draw")
     objective: Literal["perplexity", "passkey", "mixed"] = setting(
@@ -322,26 +322,6 @@ def to_json(recipe: Recipe) -> str:
     for part in ("filter", "decimate"):
         values[part]["published"] = dict(values[part]["published"])
     return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def override(recipe: Recipe, **options: Any) -> Recipe:
-    """A recipe with some of its top-level settings replaced, None leaving one as it is; checked like a file's.
-
-    `lengths` takes the place of `length_factors`; `run` and `eval` replace the text sources.
-
-    Raises:
-        UserError: a value is out of range.
-    """
-    given = {key: value for key, value in options.items() if value is not None}
-    texts = TextSources(given.pop("run", recipe.texts.run), given.pop("eval", recipe.texts.eval))
-    names = {entry.name for entry in fields(Recipe)}
-    if unknown := set(given) - names:
-        raise TypeError(f"a recipe has no setting {sorted(unknown)}")
-    checked = read(Recipe, given, "options")
-    changes = {key: getattr(checked, key) for key in given}
-    if "lengths" in given:
-        changes["length_factors"] = None
-    return replace(recipe, **changes, texts=texts)
 
 
 def _plain(model_id: str) -> str:

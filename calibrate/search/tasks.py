@@ -94,7 +94,10 @@ def passkey_trials(
         usable = [document for document in documents if len(document) >= room]
         if not usable:
             longest = max((len(document) for document in documents), default=0)
-            raise UserError(f"no text has the {room} tokens a passkey needs (longest: {longest}); give longer texts")
+            raise UserError(
+                f"no text has the {room} tokens a passkey needs (longest: {longest}); "
+                "give shorter --lengths or longer texts"
+            )
         document = rng.choices(usable, [len(document) - room + 1 for document in usable])[0]
         start = rng.randrange(len(document) - room + 1)
         text = document[start : start + room].tolist()

@@ -51,6 +51,8 @@ class Job:
             raise UserError(
                 f"length {lengths[0]} is not above the training length {options.train_length}; give longer --lengths"
             )
+        if options.train_length < 2:
+            raise UserError("a training length of 1 token leaves nothing to score; give a longer --train-length")
         job = Job(lm, recipe, options, processes, lengths, methods)
         given = {"none", "auto", "decimate", "both"} | ({"filter"} if recipe.filter.fit == "published" else set())
         if not job.searches and options.method not in given:

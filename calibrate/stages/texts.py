@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UserError
+from ..search.tasks import DEPTHS, passkey_trials
 from ..texts.sources import read_texts, split_documents
 from ..texts.tokens import encode
 from ..texts.windows import token_windows
@@ -46,6 +47,9 @@ def read(job: Job) -> Tokens:
     windows = token_windows(fit, job.L, _measuring_windows(job), tail=job.L, seed=options.seed)
     tail = min(_MOST_TAIL, job.L // 2)
     scored = job.searches and options.objective != "passkey"
+    if job.searches and not scored:  # refuse what no text can hold before hours of measuring, not after
+        for length in (job.lengths[0], job.lengths[-1]):
+            passkey_trials(lm, held_out, length, DEPTHS[:1], "calibrate", options.seed)
     searched, judged = _held_out_windows(job, held_out, tail) if scored else (None, None)
     record = {
         "texts": texts.name,

@@ -8,7 +8,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-# numba's default threading layer is not safe to enter from several Python threads at once.
+# numba's workqueue, its threading layer where there is neither TBB nor OpenMP, is not safe to enter from several threads.
 one_at_a_time = threading.Lock()
 
 

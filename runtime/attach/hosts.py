@@ -10,7 +10,6 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -169,7 +168,5 @@ class MambaSSMMemory:
 def call_mamba_ssm(mixer: Any, hidden_states: Tensor, inference_params: Any = None, **more: Any) -> Call:
     """mamba_ssm: mixer(hidden_states, inference_params=)."""
     refuse_unknown(more, mixer)
-    if hidden_states.is_cuda and torch.cuda.is_current_stream_capturing():
-        raise ValueError("a CUDA graph would freeze the filter at one length; generate with cg=False")
     memory = None if inference_params is None else MambaSSMMemory(inference_params, mixer.layer_idx)
     return Call(hidden_states, None, memory)

@@ -22,8 +22,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (0 <= self.temperature < math.inf) or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError("need a finite temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
-        if not 0 <= self.min_p <= 1 or not 0 < self.repetition_penalty < math.inf:
-            raise ValueError("need 0 <= min_p <= 1 and a finite repetition_penalty > 0")
+        if not 0 <= self.min_p <= 1 or not 1e-30 <= self.repetition_penalty <= 1e30:  # beyond, float32 overflows
+            raise ValueError("need 0 <= min_p <= 1 and a repetition_penalty from 1e-30 to 1e30")
 
 
 def check_logits(logits: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import subprocess
@@ -65,7 +66,7 @@ CASES = [
     ([*GENERATE, "--temperature", "nan"], 2, "nan is not a finite number"),
     ([*GENERATE, "--top-p", "nan"], 2, "nan is not a finite number"),
     ([*GENERATE, "--min-p", "nan"], 2, "nan is not a finite number"),
-    ([*GENERATE, "--repetition-penalty", "inf"], 2, "inf is not a finite number"),
+    ([*GENERATE, "--repetition-penalty", "inf"], 2, "inf is not in the range"),
     ([*GENERATE, "--seed", HUGE], 2, "--seed"),
     ([*GENERATE, "--stop", "caf\udce9"], 2, r"caf\udce9 is not UTF-8"),
     ([*RUN, "--out", "caf\udce9.st"], 2, "is not UTF-8"),
@@ -134,6 +135,7 @@ def shell(script: str) -> subprocess.CompletedProcess[str]:
         ("calibrate --help > /dev/full", 1, "Error: standard output: No space left on device; free some space"),
         ("calibrate recipes list >&-", 1, "Error: standard output is closed"),
         ("calibrate recipes show nope 2>&-", 1, ""),
+        ("calibrate run --model demo --samples 0 2> /dev/full", 2, ""),
         ("calibrate generate --model demo --prompt-file - <&-", 1, "Error: standard input is closed"),
         (r"calibrate generate --model demo --prompt $'caf\xe9'", 2, r"Error: argument caf\udce9 is not UTF-8 text"),
     ],
@@ -142,6 +144,22 @@ def test_streams(script, code, message):
     done = shell(script)
     assert done.returncode == code and done.stdout == ""
     assert done.stderr.startswith(message) and done.stderr.count("\n") == bool(message), done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_progress_that_cannot_be_written_ends_no_run(monkeypatch):
+    from tqdm import tqdm
+
+    from longscan.calibrate import cli as module
+
+    done = []
+    monkeypatch.setattr(
+        "longscan.calibrate.commands.cli", lambda **_: done.extend(tqdm("ab", file=sys.stderr, mininterval=0))
+    )
+    with open("/dev/full", "wb", buffering=0) as full:
+        monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(full, write_through=True))
+        module.main()
+    assert done == ["a", "b"]
 
 
 def test_control_c_before_anything_is_imported(monkeypatch):

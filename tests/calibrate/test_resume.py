@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -24,14 +25,24 @@ from longscan.runtime import Sidecar
 
 KILLS = 20
 THREADS = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "NUMBA_THREADING_LAYER": "workqueue"}  # survives a fork
-# Forks a child for every attempt from one process that has imported everything, and kills it after a random time. The
-# parent never computes, so no thread exists when it forks.
+# Forks a child for every attempt from one process that has imported everything, and kills it: the first ones while they
+# measure, the others once they have kept something that no attempt before them had. The parent never computes, so no
+# thread exists when it forks.
 DRIVER = """
-import json, os, random, signal, sys, time
+import json, os, random, signal, sqlite3, sys, time
 import torch, numba, yaml, tqdm, datasets
 torch.set_num_threads(1)
 from longscan.calibrate.commands import cli
+from longscan.calibrate.work.journal import Journal
 import longscan.calibrate.run, longscan.kernels.conv.cpu, longscan.kernels.scan.cpu, longscan.kernels.scores.cpu
+
+def telling(method):
+    def told(self, key, value):
+        method(self, key, value)
+        os.write(tells, key.lstrip('["')[:2].encode())
+    return told
+
+Journal.put, Journal.put_tensors = telling(Journal.put), telling(Journal.put_tensors)
 
 def run(arguments):
     child = os.fork()
@@ -43,31 +54,49 @@ def run(arguments):
         os._exit(0)
     return child
 
+def rest():
+    os.set_blocking(hears, False)
+    try:
+        return os.read(hears, 1 << 16)
+    except BlockingIOError:
+        return b""
+    finally:
+        os.set_blocking(hears, True)
+
 arguments, kills = json.loads(sys.argv[1]), int(sys.argv[2])
+hears, tells = os.pipe()
 began = time.monotonic()
 child = run([*arguments[0], "--fresh"])
+first = os.read(hears, 2)
+measuring = time.monotonic() - began
 assert os.waitpid(child, 0)[1] == 0
-whole = time.monotonic() - began
-draw, killed, ended = random.Random(0), 0, 0
-while killed < kills:
-    child = run(arguments[1])
-    time.sleep(draw.uniform(0.02, 0.4) * whole)
+whole = len(first + rest()) // 2  # what a run keeps: scores and tensors
+pause = (time.monotonic() - began - measuring) / whole
+draw, told, phases, scores = random.Random(0), 0, [], []
+for kill in range(kills):
+    child, heard = run(arguments[1]), b""
+    if kill < 2:
+        time.sleep(draw.uniform(0.1, 0.5) * measuring)
+    else:
+        wanted = max(1, kill * whole // kills - told)
+        while len(heard) < 2 * wanted:
+            heard += os.read(hears, 2 * wanted - len(heard))
+        time.sleep(draw.uniform(0, pause))
     os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    if os.WIFSIGNALED(status):
-        killed += 1
-    else:  # it came to its end first: start over, so that every kill hits a running calibration
-        assert status == 0
-        ended += 1
-        for name in os.listdir(arguments[2]):
-            os.remove(os.path.join(arguments[2], name))
-child = run(arguments[1])
-assert os.waitpid(child, 0)[1] == 0
-print(json.dumps({"killed": killed, "ended": ended, "seconds": whole}))
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    heard += rest()
+    told += len(heard) // 2
+    phases.append(heard[-2:].decode())
+    if told:
+        db = sqlite3.connect(os.path.join(arguments[2], "journal.sqlite"))
+        scores.append(db.execute("SELECT count(*) FROM scores").fetchone()[0])
+assert os.waitpid(run(arguments[1]), 0)[1] == 0
+told += len(rest()) // 2
+print(json.dumps({"whole": whole, "told": told, "phases": phases, "scores": scores}))
 """
 
 
-def test_killed_twenty_times_it_ends_with_the_same_bytes(tiny_run, tmp_path):
+def test_killed_twenty_times_it_goes_on_and_ends_with_the_same_bytes(tiny_run, tmp_path):
     straight, resumed = tmp_path / "straight.safetensors", tmp_path / "resumed.safetensors"
     work, log = tmp_path / "work", tmp_path / "log"
     commands = [
@@ -75,13 +104,16 @@ def test_killed_twenty_times_it_ends_with_the_same_bytes(tiny_run, tmp_path):
         [*tiny_run, "--out", str(resumed), "--workdir", str(work)],
         str(work),
     ]
-    work.mkdir()
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps(commands), str(KILLS), str(log)],
         capture_output=True, text=True, env={**os.environ, **THREADS}, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr + log.read_text()
-    assert json.loads(done.stdout)["killed"] == KILLS
+    found = json.loads(done.stdout)
+    assert set(found["phases"]) == {"", "se", "sw", "ju"}, found  # measuring, search, sweeps of a fit, judging
+    went_on = [int(n) for n in re.findall(r"going on from (\d+) scores", log.read_text())]
+    assert went_on == found["scores"] and len(went_on) == KILLS - 2
+    assert found["told"] <= found["whole"] + KILLS  # a kill costs what was being made, and no more
     assert resumed.read_bytes() == straight.read_bytes()
     left = sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".tmp")
     assert left == []  # nothing half-written beside the sidecar

@@ -12,7 +12,7 @@ import torch
 from longscan.runtime import attach, load
 
 from ...checkpoints import make_sidecar
-from .models import FAMILIES, build, cache_of
+from .models import FAMILIES, HYBRIDS, build, cache_of
 
 transformers = pytest.importorskip("transformers")
 
@@ -46,6 +46,26 @@ def places(model, mask, last):
     if "position_ids" not in signature(model.forward).parameters:
         return {}
     return {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)[:, -last:]}
+
+
+# -- caches --------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_what_generate_takes_with_a_cache(model, ids, relative_rms):
+    """Of a hybrid the whole text, what the cache holds included; of a pure Mamba what comes next (docs/attach.md)."""
+    hybrid = any(model.config.model_type.startswith(name) for name in HYBRIDS)
+
+    def first(text, **cache):
+        options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "return_dict_in_generate": True}
+        return model.generate(text, max_new_tokens=2, output_logits=True, **options, **cache).logits[0]
+
+    with attach(model):
+        wanted = first(ids)
+        text = ids if hybrid else ids[:, 32:]
+        assert relative_rms(first(text, **cache_of(model, call(model, ids[:, :32]))), wanted) < 1e-4
+        if not hybrid:  # read twice
+            assert relative_rms(first(ids, **cache_of(model, call(model, ids[:, :32]))), wanted) > 1e-3
 
 
 # -- threads -------------------------------------------------------------------------------------------------------
@@ -227,6 +247,13 @@ def test_an_attached_model_is_not_pickled(model):
     with attach(model), pytest.raises(ValueError, match="detach"):
         torch.save(next(module for module in model.modules() if hasattr(module, "A_log")), io.BytesIO())
     torch.save(model.state_dict(), io.BytesIO())
+
+
+@torch.no_grad()
+def test_a_cuda_graph_is_not_captured(model, ids, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with attach(model), pytest.raises(ValueError, match="CUDA graph would freeze the filter"):
+        model(ids)
 
 
 def test_another_activation_is_refused():
