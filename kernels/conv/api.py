@@ -7,6 +7,7 @@ B batch   L tokens   D channels   W conv width
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..shared.arguments import floats, public, shape, tokens_seen
@@ -41,3 +42,26 @@ def causal_conv1d(
     shape("initial_state", initial_state, (batch, channels, weight.shape[1] - 1))
     tokens_seen(mask, "x", x)
     return module("conv", backend, given).causal_conv1d(x, weight, bias, initial_state, mask)
+
+
+@public
+def causal_conv1d_step(
+    state: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *, backend: str = "auto"
+) -> Tensor:
+    """One token of the same convolution (decode).
+
+    state: (B, D, W-1), the inputs before x, oldest first, any strides; updated in place
+    x: (B, D); weight: (D, W); bias: (D,) or None
+
+    Returns y (B, D) in the dtype of x. Raises ValueError as selective_step.
+    """
+    given = floats(state=state, x=x, weight=weight, bias=bias)
+    if state.dim() != 3:
+        raise ValueError(f"state has shape {tuple(state.shape)}, expected (B, D, W-1)")
+    batch, channels, past = state.shape
+    shape("x", x, (batch, channels))
+    shape("weight", weight, (channels, past + 1))
+    shape("bias", bias, (channels,))
+    if torch.is_grad_enabled() and state.requires_grad:
+        raise ValueError("state requires a gradient and is updated in place; give state.detach()")
+    return module("conv", backend, given[1:]).causal_conv1d_step(state, x, weight, bias)

@@ -43,6 +43,12 @@ def _resolve(backend: str, given: Sequence[Tensor]) -> str:
 
 
 @lru_cache
+def has_numba() -> bool:
+    """Whether the cpu backend can run."""
+    return find_spec("numba") is not None
+
+
+@lru_cache
 def _choose(device: str, dtype: torch.dtype) -> tuple[str, str]:
     if dtype == torch.float64:
         return "reference", "float64 asks for the oracle"
@@ -51,7 +57,7 @@ def _choose(device: str, dtype: torch.dtype) -> tuple[str, str]:
             return "triton", "tensors on a GPU"
         return "reference", "tensors on a GPU, but triton is not installed (pip install triton): this is slow"
     if device == "cpu":
-        if find_spec("numba"):
+        if has_numba():
             return "cpu", "tensors on the CPU"
         return "reference", "tensors on the CPU, but numba is not installed (pip install numba): this is slow"
     return "reference", f"no fast kernels for {device} tensors: this is slow"

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...kernels import linear, rms_norm
+from ...kernels.linear.api import FEW
 from ..checkpoint.config import ModelConfig
 from ..families.layer import Inputs, Layer, Norm
 from ..families.weights import Weights
@@ -49,13 +52,13 @@ def embed(weights: Weights, config: ModelConfig, ids: Tensor, first: Tensor, mas
     return Stream(residual, positions if mask is None else positions.where(mask, -1), mask)
 
 
-def norm(x: Tensor, weight: Tensor, bias: Tensor | None, config: ModelConfig, dtype: torch.dtype) -> Tensor:
+def norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None, config: ModelConfig, dtype: torch.dtype, backend: str
+) -> Tensor:
     """RMSNorm (or LayerNorm, for the models that use it) computed in float32, returned in the weights' dtype."""
-    x = x.to(weight.dtype)
     if config.rms_norm:
-        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + config.norm_epsilon)
-        return (x * weight).to(dtype)
-    return F.layer_norm(x, weight.shape, weight, bias, config.norm_epsilon).to(dtype)
+        return rms_norm(x, weight, config.norm_epsilon, dtype, backend=backend)
+    return F.layer_norm(x.to(weight.dtype), weight.shape, weight, bias, config.norm_epsilon).to(dtype)
 
 
 def run_layers(
@@ -123,7 +126,7 @@ def _scan_inputs(
     backend: str,
 ) -> tuple[LayerPlan, Tokens]:
     """Everything before the scan; the tokens are not scored yet (their `score` is empty)."""
-    hidden = norm(stream.residual, before.weight, before.bias, config, before.dtype)
+    hidden = norm(stream.residual, before.weight, before.bias, config, before.dtype, backend)
     inputs, conv = layer.inputs(hidden, state.conv[i], stream.mask, backend)
     state.conv[i] = conv
     if observer is not None:
@@ -148,10 +151,10 @@ def join(streams: Sequence[Stream]) -> Stream:
     return Stream(torch.cat([s.residual for s in streams], 1), torch.cat([s.positions for s in streams], 1), mask)
 
 
-def logits(weights: Weights, config: ModelConfig, residual: Tensor) -> Tensor:
+def logits(weights: Weights, config: ModelConfig, residual: Tensor, backend: str = "auto") -> Tensor:
     """Final norm and head: (..., M) -> (..., V) float32 (float64 for a float64 model)."""
-    hidden = norm(residual, weights.norm, weights.norm_bias, config, weights.head.dtype)
-    out = F.linear(hidden, weights.head)
+    hidden = norm(residual, weights.norm, weights.norm_bias, config, weights.head.dtype, backend)
+    out = linear(hidden, weights.head, backend=backend)
     return out if out.dtype == torch.float64 else out.float()
 
 
@@ -168,10 +171,32 @@ def step_layers(
     plans: one a layer, of which only filter and scale matter here; None = unfiltered.
     """
     residual = F.embedding(token, weights.embedding)
+    blocks = weights.blocks if backend in ("auto", "cpu") and config.rms_norm and state.batch <= FEW else None
+    if blocks is not None:
+        return logits(weights, config, _step_blocks(blocks, config, residual.float(), state, plans), backend)
     if config.residual_in_fp32 and residual.dtype != torch.float64:
         residual = residual.float()
     for i, (layer, before) in enumerate(zip(weights.layers, weights.norms)):
         plan = PLAIN if plans is None else plans[i]
-        hidden = norm(residual, before.weight, before.bias, config, before.dtype)
+        hidden = norm(residual, before.weight, before.bias, config, before.dtype, backend)
         residual = residual + layer.step(hidden, state.conv[i], state.ssm[i], plan, backend)
-    return logits(weights, config, residual)
+    return logits(weights, config, residual, backend)
+
+
+def _step_blocks(
+    blocks: Sequence[tuple[Any, ...]],
+    config: ModelConfig,
+    residual: Tensor,
+    state: State,
+    plans: Sequence[LayerPlan] | None,
+) -> Tensor:
+    """The same on a CPU, a block a call: residual (B, M) float32, whatever the model's dtype, as is all between."""
+    from ...kernels.block.cpu import mamba1_step  # needs numba
+
+    conv = state.conv.float()  # the state's own tensor in a float32 model
+    for i, block in enumerate(blocks):
+        plan = PLAIN if plans is None else plans[i]
+        mamba1_step(block, config.norm_epsilon, residual, conv[i], state.ssm[i], plan.threshold, plan.scale)
+    if conv is not state.conv:
+        state.conv.copy_(conv)
+    return residual

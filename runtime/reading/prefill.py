@@ -128,7 +128,8 @@ def prefill(reading: Reading, ids: Tensor, mask: Tensor | None, state: State) ->
     stream = join(pieces)
     if state.total is not None and bool((state.length >= state.total).all()):
         state.total = None  # the promised prompt is complete
-    return Output(logits(weights, reading.config, stream.residual), stream.positions, state, state.plan)
+    found = logits(weights, reading.config, stream.residual, reading.backend)
+    return Output(found, stream.positions, state, state.plan)
 
 
 def _next_change(growing: Growth, state: State, mask: Tensor | None, start: int) -> int:
