@@ -78,6 +78,9 @@ class Layer(Protocol):
     def width(self) -> int:
         """Values a token occupies at most while it passes the layer, without the residual and its norm."""
 
+    def scratch(self, dtype: torch.dtype, device: str) -> int:
+        """Float32 values a token needs beside them in a model of `dtype` on a device of this type."""
+
     def positive(self, delta: Tensor) -> Tensor: ...
     def scores(self, delta: Tensor, weight: Tensor | None, backend: str = "auto") -> Tensor: ...
 

@@ -57,6 +57,11 @@ class Mamba1(Steering):
         D, N = self.A.shape
         return 5 * D + self.dt_proj.shape[1] + 2 * N
 
+    def scratch(self, dtype: torch.dtype, device: str) -> int:
+        """x, delta, z, B and C as the CPU's loop reads them."""
+        D, N = self.A.shape
+        return 3 * D + 2 * N if device == "cpu" and dtype.itemsize < 4 else 0
+
     def inputs(self, hidden: Tensor, conv: Tensor, mask: Tensor | None, backend: str) -> tuple[Inputs, Tensor]:
         x, z = project(self.in_proj, hidden, backend).chunk(2, dim=-1)
         x, conv = conv_inputs(x, conv, mask)

@@ -64,6 +64,10 @@ class Mamba2(Steering):
         """The projections, x, B and C after the convolution, y before and after its norm."""
         return 3 * self._widths[0] + 2 * self.conv.shape[0] + self.channels
 
+    def scratch(self, dtype: torch.dtype, device: str) -> int:
+        """The gated norm's steps, and y before it."""
+        return (3 if dtype.itemsize < 4 else 2) * self._widths[0]
+
     def inputs(self, hidden: Tensor, conv: Tensor, mask: Tensor | None, backend: str) -> tuple[Inputs, Tensor]:
         z, xBC, delta = self._in(hidden, backend)
         xBC, conv = conv_inputs(xBC, conv, mask)

@@ -39,7 +39,9 @@ def test_a_step_waits_for_nothing(folder, sidecar, asked, monkeypatch, filtered,
         for t in range(3):
             logits, state = lm.step(ids[:, t], state)
     assert len(launched) == 4 * 3 and all((g is not None) == filtered for g in launched)
-    assert all(t.device.type == "cpu" and t.dtype == torch.int64 and t.shape == (2,) for t in asked)  # lengths, the sidecar's too
+    assert all(
+        t.device.type == "cpu" and t.dtype == torch.int64 and t.shape == (2,) for t in asked
+    )  # lengths, the sidecar's too
     assert logits.shape == (2, 64)
 
 
