@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ..shared.arguments import floats, public, shape, tokens_seen
 from ..shared.dispatch import module
+from ..shared.operators import register
+from . import reference
 
 
 @public
@@ -32,6 +34,8 @@ def causal_conv1d(
 
     Returns y (B, L, D) and the last W-1 inputs (B, D, W-1) in its dtype. Raises ValueError as selective_scan.
     """
+    if torch.compiler.is_compiling():
+        return _operators["causal_conv1d"](x, weight, bias, initial_state, mask, backend)
     given = floats(x=x, weight=weight, bias=bias, initial_state=initial_state)
     if x.dim() != 3:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, L, D)")
@@ -64,4 +68,9 @@ def causal_conv1d_step(
     shape("bias", bias, (channels,))
     if torch.is_grad_enabled() and state.requires_grad:
         raise ValueError("state requires a gradient and is updated in place; give state.detach()")
+    if torch.compiler.is_compiling():  # whose compiler fuses torch's operations itself
+        return reference.causal_conv1d_step(state, x, weight, bias)
     return module("conv", backend, given[1:]).causal_conv1d_step(state, x, weight, bias)
+
+
+_operators = {function.__name__: register(function) for function in (causal_conv1d,)}
