@@ -2,7 +2,7 @@
 
 In: a layer's tensors and what the filter keeps. Out: what the layer computes, and its state. A folder an operation:
 `api` checks the arguments, `reference` is the oracle, `cpu` and `triton` are the fast forms; `aot` compiles every
-Triton kernel without a GPU.
+Triton kernel without a GPU, `operators` is what torch.compile and torch.export see.
 """
 
 from .conv.api import causal_conv1d, causal_conv1d_step

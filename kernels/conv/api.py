@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..shared.arguments import floats, public, shape, tokens_seen
 from ..shared.dispatch import module
-from ..shared.operators import register
+from ..operators import register
 from . import reference
 
 

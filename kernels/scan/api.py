@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..shared.arguments import floats, positions, public, shape, state_of, tokens_seen
 from ..shared.dispatch import module
-from ..shared.operators import register
+from ..operators import register
 
 
 @public

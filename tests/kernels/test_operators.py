@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from longscan.kernels import linear, rms_norm
-from longscan.kernels.shared.operators import SCHEMAS
+from longscan.kernels.operators import SCHEMAS
 
 from .cases import without
 from .test_arguments import call, every_function
