@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..operators import register
 from ..shared.arguments import floats, public, shape, tokens_seen
 from ..shared.dispatch import module
-from ..operators import register
 from . import reference
 
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..operators import register
 from ..shared.arguments import floats, positions, public, shape, state_of, tokens_seen
 from ..shared.dispatch import module
-from ..operators import register
 
 
 @public

@@ -10,9 +10,9 @@ import math
 import torch
 from torch import Tensor
 
+from ..operators import register
 from ..shared.arguments import floats, limits, positions, public, shape, state_of, tokens_seen
 from ..shared.dispatch import module
-from ..operators import register
 
 
 @public
