@@ -17,7 +17,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	MYPYPATH=$(VENV)/src $(BIN)/mypy -p longscan.kernels -p longscan.runtime -p longscan.engines -p longscan.calibrate
 
-bench: $(VENV)/.dev  ## kernels and runtime beside transformers' torch path, on this machine (minutes)
+bench: $(VENV)/.dev  ## kernels and runtime beside transformers' torch path and llama-bench, if it is on PATH (minutes)
 	$(BIN)/python benchmarks/kernels_cpu.py
 	$(BIN)/python benchmarks/runtime_cpu.py
 

@@ -1,12 +1,13 @@
-"""Prefill and decode beside transformers' torch path: the mamba-130m shape, random weights, float32, one run.
+"""Prefill and decode beside transformers' torch path and llama.cpp: the mamba-130m shape, random weights, one run.
 
     python benchmarks/runtime_cpu.py [--threads 1] [--ours 4096,32768,131072] [--theirs 4096,8192] [--out FILE]
 
 Every cell is a fresh process, and the two implementations take turns. With one thread, times are the process's CPU
 seconds, which other work on the machine hardly moves; with more they are seconds on the clock. "peak" is the process's
 peak resident memory; "prefill" is how far the prompt raised it above that of the loaded and warmed-up model. No speed
-is reported unless both give the same logits. The peer keeps several (D, L, N) float32 tensors at once: the last column
-counts the three it cannot do without (the discretised A and B, and B x).
+is reported unless both give the same logits. llama.cpp decodes beside us where `llama-bench` is found (see llama.py).
+The peer keeps several (D, L, N) float32 tensors at once: the last column counts the three it cannot do without (the
+discretised A and B, and B x).
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llama
 import torch
+import torch.nn.functional as F
 from record import fresh, keep, machine, peak_bytes
 from shapes import SHAPES, STATES, VOCABULARY, write_model
 from torch import Tensor
@@ -36,10 +39,10 @@ KERNELS = {"selective_scan": "scan", "causal_conv1d": "convolution", "<built-in 
 class Ours:
     """This project's runtime."""
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, dtype: str = "float32"):
         from longscan.runtime import load
 
-        self.lm = load(folder)
+        self.lm = load(folder, dtype=dtype)
 
     def prefill(self, ids: Tensor) -> Tensor:
         out = self.lm.prefill(ids)
@@ -91,19 +94,50 @@ def worker(engine: str, folder: str, length: int, logits: str) -> None:
 
 @torch.inference_mode()
 def decode(folder: str) -> None:
-    """Both models step in one process, taking turns; prints the median seconds of each a step."""
+    """All step in one process, taking turns; prints the median seconds of each a step.
+
+    Beside them, of the same weights: torch's products alone, and `read`, how long it takes to read as many bytes.
+    """
     clock = pick_clock()
-    models = {"ours": Ours(folder), "theirs": Theirs(folder)}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for model in models.values():
+    models = {"ours": Ours(folder), "theirs": Theirs(folder), "ours bfloat16": Ours(folder, "bfloat16")}
+    runs: dict[str, Callable[[int], object]] = {}
+    for name, model in models.items():
         model.prefill(torch.arange(64)[None])
+        runs[name] = lambda k, model=model: model.step(torch.tensor([k]))
+    memory = torch.ones(2**27)
+    for name, model in models.items():
+        if isinstance(model, Ours):
+            products = [(t, torch.ones(1, t.shape[1], dtype=t.dtype)) for t in matrices(model.lm.weights)]
+            runs[f"products of {name}"] = lambda k, products=products: [F.linear(x, t) for t, x in products]
+            values = sum(t.numel() * t.element_size() for t, _ in products) // 4
+            runs[f"reading {name}"] = lambda k, values=values: memory[:values].sum()
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(TURNS):
-        for name, model in models.items():
+        for name, run in runs.items():
+            run(0)
             began = clock()
             for k in range(STEPS):
-                model.step(torch.tensor([k]))
+                run(k)
             seconds[name].append((clock() - began) / STEPS)
     print(json.dumps({name: statistics.median(found) for name, found in seconds.items()}))
+
+
+def matrices(weights: Any) -> list[Tensor]:
+    """What a step multiplies by."""
+    found = [t for a in weights.layers for t in (a.in_proj.weight, a.x_proj.weight, a.dt_proj, a.out_proj.weight)]
+    return [*found, weights.head]
+
+
+def decode_lines(step: dict[str, float], peer: dict[str, float]) -> list[str]:
+    """What a decode step takes, in words."""
+    lines = []
+    for dtype, name in (("float32", "ours"), ("bfloat16", "ours bfloat16")):
+        ours, products, read = step[name], step[f"products of {name}"], step[f"reading {name}"]
+        said = f"step, {dtype}: {ours * 1e3:.1f} ms, {1 / ours:.1f} tokens a second; torch's products alone take "
+        said += f"{products * 1e3:.1f} ms, reading the weights {read * 1e3:.1f} ms ({read / ours:.0%} of the step)"
+        lines.append(said + (f"; llama.cpp {peer[dtype]:.1f} tokens a second" if dtype in peer else ""))
+    lines.append(f"step, float32: {step['theirs'] / step['ours']:.2f}x as fast as transformers")
+    return lines
 
 
 def shares(profile: cProfile.Profile, seconds: float) -> dict[str, float]:
@@ -174,6 +208,8 @@ def main() -> None:
             if turn == 0:
                 error = same(logits["ours"], logits["theirs"])
                 step = fresh(__file__, "--decode", Path(scratch) / "model", threads=args.threads)
+                missing = llama.why_not()
+                peer = {} if missing else llama.compare(Path(scratch) / "model", Path(scratch), args.threads)
     ours, theirs = cells[:2]
     ratios = {
         "prefill_speed": theirs["seconds"] / ours["seconds"],
@@ -190,6 +226,7 @@ def main() -> None:
         ratios=ratios,
         cells=cells,
         step=step,
+        llama_cpp=peer,
         needed={c["tokens"]: needed(c["tokens"]) for c in cells},
     )
     print(f"mamba-130m's shape, float32, {args.threads} thread(s); {json.dumps(machine())}\n\n{table(cells)}\n")
@@ -197,7 +234,9 @@ def main() -> None:
     print(f"prefill of {at:,} tokens: {ratios['prefill_speed']:.1f}x as fast as transformers ({seconds})")
     print(f"  memory: {ratios['prefill_memory']:.1%} of transformers'; whole process {ratios['process_memory']:.0%}")
     print("  time: " + ", ".join(f"{name} {share:.0%}" for name, share in ours["shares"].items()))
-    print(f"step: {step['ours'] * 1e3:.1f} ms, {ratios['step_speed']:.2f}x as fast as transformers")
+    print("\n".join(decode_lines(step, peer)))
+    if missing:
+        print(f"llama.cpp was not compared: {missing}")
     print(f"logits differ by {error:.1e} (relative RMS)")
 
 

@@ -2,13 +2,26 @@
 
 In: a layer's tensors and what the filter keeps. Out: what the layer computes, and its state. A folder an operation:
 `api` checks the arguments, `reference` is the oracle, `cpu` and `triton` are the fast forms; `aot` compiles every
-Triton kernel without a GPU.
+Triton kernel without a GPU, `operators` is what torch.compile and torch.export see.
 """
 
-from .conv.api import causal_conv1d
+from .conv.api import causal_conv1d, causal_conv1d_step
+from .linear.api import linear
+from .norm.api import rms_norm
 from .scan.api import selective_scan, selective_step
 from .scores.api import token_scores
 from .shared.cut import raw_delta_cut
 from .ssd.api import ssd_scan, ssd_step
 
-__all__ = ["causal_conv1d", "raw_delta_cut", "selective_scan", "selective_step", "ssd_scan", "ssd_step", "token_scores"]
+__all__ = [
+    "causal_conv1d",
+    "causal_conv1d_step",
+    "linear",
+    "raw_delta_cut",
+    "rms_norm",
+    "selective_scan",
+    "selective_step",
+    "ssd_scan",
+    "ssd_step",
+    "token_scores",
+]

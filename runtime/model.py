@@ -80,7 +80,7 @@ class LM:
         n_layer, device = len(w.layers), self.device
         conv = torch.zeros(n_layer, batch, *layer.conv_shape, dtype=w.embedding.dtype, device=device)
         ssm = torch.zeros(n_layer, batch, *layer.state_shape, dtype=ssm_dtype, device=device)
-        length = torch.zeros(batch, dtype=torch.int64, device=device)
+        length = torch.zeros(batch, dtype=torch.int64)
         return State(conv, ssm, length, Plan("none", 0), fingerprint=self.fingerprint, sidecar=self._digest)
 
     @cached_property

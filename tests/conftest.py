@@ -12,6 +12,7 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
@@ -22,6 +23,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+class NoWaiting(TorchDispatchMode):
+    """No .item(), bool(tensor), nonzero: nothing for which the host would wait for a GPU."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function not in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.nonzero.default,
+        ), "waits for a GPU"
+        return function(*args, **(kwargs or {}))
 
 
 def relative_rms(found: torch.Tensor, wanted: torch.Tensor) -> float:

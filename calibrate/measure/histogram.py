@@ -58,9 +58,10 @@ def histogram(columns: Tensor, top: Tensor, shift: Tensor, backend: str = "auto"
     backend: "torch", "triton", or "auto" (Triton where the values are on a GPU). Both give the same bits.
     """
     if backend == "triton" or (backend == "auto" and columns.is_cuda):
-        from ...kernels.sketch.triton import histogram_triton
+        from ...kernels.shared.dispatch import on_device
+        from ...kernels.sketch import triton as sketch
 
-        return histogram_triton(columns, top, shift, HEAD, SEGMENTS, UNIT)
+        return on_device(sketch, columns.device).histogram_triton(columns, top, shift, HEAD, SEGMENTS, UNIT)
     bins = bin_of(columns.view(torch.int32), top, shift)
     counts = torch.zeros(len(columns), BINS, dtype=torch.int32, device=columns.device)
     counts.scatter_add_(1, bins, torch.ones_like(bins, dtype=torch.int32))

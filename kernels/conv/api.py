@@ -7,10 +7,13 @@ B batch   L tokens   D channels   W conv width
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from ..operators import register
 from ..shared.arguments import floats, public, shape, tokens_seen
 from ..shared.dispatch import module
+from . import reference
 
 
 @public
@@ -31,6 +34,8 @@ def causal_conv1d(
 
     Returns y (B, L, D) and the last W-1 inputs (B, D, W-1) in its dtype. Raises ValueError as selective_scan.
     """
+    if torch.compiler.is_compiling():
+        return _operators["causal_conv1d"](x, weight, bias, initial_state, mask, backend)
     given = floats(x=x, weight=weight, bias=bias, initial_state=initial_state)
     if x.dim() != 3:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, L, D)")
@@ -41,3 +46,31 @@ def causal_conv1d(
     shape("initial_state", initial_state, (batch, channels, weight.shape[1] - 1))
     tokens_seen(mask, "x", x)
     return module("conv", backend, given).causal_conv1d(x, weight, bias, initial_state, mask)
+
+
+@public
+def causal_conv1d_step(
+    state: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *, backend: str = "auto"
+) -> Tensor:
+    """One token of the same convolution (decode).
+
+    state: (B, D, W-1), the inputs before x, oldest first, any strides; updated in place
+    x: (B, D); weight: (D, W); bias: (D,) or None
+
+    Returns y (B, D) in the dtype of x. Raises ValueError as selective_step.
+    """
+    given = floats(state=state, x=x, weight=weight, bias=bias)
+    if state.dim() != 3:
+        raise ValueError(f"state has shape {tuple(state.shape)}, expected (B, D, W-1)")
+    batch, channels, past = state.shape
+    shape("x", x, (batch, channels))
+    shape("weight", weight, (channels, past + 1))
+    shape("bias", bias, (channels,))
+    if torch.is_grad_enabled() and state.requires_grad:
+        raise ValueError("state requires a gradient and is updated in place; give state.detach()")
+    if torch.compiler.is_compiling():  # whose compiler fuses torch's operations itself
+        return reference.causal_conv1d_step(state, x, weight, bias)
+    return module("conv", backend, given[1:]).causal_conv1d_step(state, x, weight, bias)
+
+
+_operators = {function.__name__: register(function) for function in (causal_conv1d,)}

@@ -27,3 +27,13 @@ def causal_conv1d(
         tail = torch.where(mask[:, max(0, L - (W - 1)) :, None], tail, 0.0)
     last = torch.cat([before, tail], 1)[:, -(W - 1) :] if W > 1 else before
     return y.to(x.dtype), last.transpose(1, 2).contiguous()
+
+
+def causal_conv1d_step(state: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """See longscan.kernels.causal_conv1d_step."""
+    y = torch.empty(x.shape)
+    wide = state.detach().to(x.dtype).float()  # as a state of many tokens is read; the state itself if it is float32
+    cpu_loops.step(wide.numpy(), array(x), array(weight, 2), packed(bias), y.numpy())
+    if wide.data_ptr() != state.data_ptr():
+        state.copy_(wide)
+    return y.to(x.dtype)

@@ -9,6 +9,7 @@ from ..shared.cpu_compile import compiled
 from ..shared.cpu_math import silu
 
 _CONV = "void(f4[:,:,:], f4[:,::1], f4[::1], f4[:,:,::1], b1[:,:], f4[:,:,::1])"
+_STEP = "void(f4[:,:,:], f4[:,:], f4[:,:], f4[::1], f4[:,::1])"
 
 
 @compiled(_CONV, parallel=True)
@@ -38,3 +39,21 @@ def conv(x, taps, bias, before, mask, y):
                         acc[d] += taps[k, d] * np.float32(0.0)  # NaN if the weight is
             for d in range(channels):
                 y[b, t, d] = silu(acc[d])
+
+
+@compiled(_STEP)
+def step(state, x, weight, bias, y):
+    """One token: state (B, D, W-1), the last inputs, in place; x, y (B, D); weight (D, W); a bias of size 0 is none."""
+    rows, channels, past = state.shape
+    for b in range(rows):
+        for d in range(channels):
+            total = weight[d, past] * x[b, d]
+            for k in range(past):
+                total += weight[d, k] * state[b, d, k]
+            for k in range(past - 1):
+                state[b, d, k] = state[b, d, k + 1]
+            if past:
+                state[b, d, past - 1] = x[b, d]
+            y[b, d] = total + bias[d] if bias.size else total
+        for d in range(channels):
+            y[b, d] = silu(y[b, d])

@@ -22,3 +22,13 @@ def causal_conv1d(
     y = y if bias is None else y + bias.to(dtype)
     last = padded[:, padded.shape[1] - (W - 1) :].transpose(1, 2).contiguous()
     return F.silu(y).to(x.dtype), last
+
+
+def causal_conv1d_step(state: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """silu(bias + weight . (state, x)), the state moved on by x; see longscan.kernels.causal_conv1d_step."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    window = torch.cat([state.to(x.dtype), x[:, :, None]], 2)
+    state.copy_(window[:, :, 1:])
+    y = (window.to(dtype) * weight.to(dtype)).sum(-1)
+    y = y if bias is None else y + bias.to(dtype)
+    return F.silu(y).to(x.dtype)

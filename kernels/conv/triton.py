@@ -7,7 +7,10 @@ import triton
 from torch import Tensor
 
 from ..shared.triton_launch import FUSED, WARP, dense, dense_rows, together
+from .reference import causal_conv1d_step
 from .triton_kernel import conv_silu
+
+__all__ = ["causal_conv1d", "causal_conv1d_step"]  # one token is torch's: there is no kernel for it
 
 CONV_CONFIG = {"BLOCK_T": 64, "UNROLL": 4, "num_warps": 1}
 

@@ -8,8 +8,10 @@ B batch   L tokens   K gathered tokens   D channels (d_inner)   N states
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from ..operators import register
 from ..shared.arguments import floats, positions, public, shape, state_of, tokens_seen
 from ..shared.dispatch import module
 
@@ -51,6 +53,10 @@ def selective_scan(
     Raises ValueError on shapes, dtypes or devices that do not fit, an index out of range, an unknown backend, and where
     a gradient is asked of a backend other than the reference.
     """
+    if torch.compiler.is_compiling():
+        return _operators["selective_scan"](
+            x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, index, mask, initial_state, backend
+        )
     given = floats(
         x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, threshold=threshold, scale=scale,
         initial_state=initial_state,
@@ -101,6 +107,10 @@ def selective_step(
 
     Returns y (B, D) in the dtype of x. Raises ValueError as selective_scan does, and if state requires a gradient.
     """
+    if torch.compiler.is_compiling():
+        return _operators["selective_step"](
+            state, x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, backend
+        )
     given = floats(
         state=state, x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, threshold=threshold, scale=scale
     )
@@ -118,3 +128,12 @@ def selective_step(
     return module("scan", backend, given).selective_step(
         state, x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale
     )
+
+
+_operators = {
+    function.__name__: register(function)
+    for function in (
+        selective_scan,
+        selective_step,
+    )
+}

@@ -94,19 +94,20 @@ def selective_step(
     """See longscan.kernels.selective_step."""
     y = torch.empty(x.shape)
     batch = x.shape[0]
-    cpu_loops.step(
-        state.numpy(),
-        array(x),
-        array(delta),
-        packed(A),
-        array(B),
-        array(C),
-        packed(D),
-        array(z, 2),
-        packed(delta_bias),
-        delta_softplus,
-        rows(threshold, batch),
-        rows(scale, batch),
-        y.numpy(),
-    )
+    with one_at_a_time:
+        cpu_loops.step(
+            state.numpy(),
+            array(x),
+            array(delta),
+            packed(A),
+            array(B),
+            array(C),
+            packed(D),
+            array(z, 2),
+            packed(delta_bias),
+            delta_softplus,
+            rows(threshold, batch),
+            rows(scale, batch),
+            y.numpy(),
+        )
     return y.to(x.dtype)

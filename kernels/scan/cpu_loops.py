@@ -72,41 +72,46 @@ def scan(x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, index, m
                 state[b, d0 + c, n] = h[n, c]
 
 
-@compiled(_STEP)
+@compiled(_STEP, parallel=True)
 def step(state, x, delta, A, B, C, D, z, bias, use_softplus, threshold, scale, y):
     """One token: state (B, D, N) in place, x, delta, z (B, D), B, C (B, N); absent options have size 0."""
     rows, channels = x.shape
     N = A.shape[1]
-    v = np.empty(channels, np.float32)
-    decay = np.empty(N, np.float32)
-    for b in range(rows):  # one short loop for each stage, so that each is compiled to vectors
-        for d in range(channels):
-            v[d] = delta[b, d] + bias[d] if bias.size else delta[b, d]
+    block = 256
+    blocks = (channels + block - 1) // block
+    for job in prange(rows * blocks):  # in it one short loop for each stage, so that each is compiled to vectors
+        b, first = job // blocks, job % blocks * block
+        count = min(block, channels - first)
+        v, decay = np.empty(block, np.float32), np.empty(N, np.float32)
+        for i in range(count):
+            d = first + i
+            v[i] = delta[b, d] + bias[d] if bias.size else delta[b, d]
         if use_softplus:
-            for d in range(channels):
-                v[d] = softplus(v[d])
+            for i in range(count):
+                v[i] = softplus(v[i])
         if threshold.size:
-            for d in range(channels):
-                g = threshold[b, d]
-                dropped = np.float32(0.0) if v[d] <= g else v[d] + g  # neither <= nor >: one of them is NaN
-                kept = v[d] * scale[b, d] if scale.size else v[d]
-                v[d] = kept if v[d] > g else dropped
+            for i in range(count):
+                g = threshold[b, first + i]
+                dropped = np.float32(0.0) if v[i] <= g else v[i] + g  # neither <= nor >: one of them is NaN
+                kept = v[i] * scale[b, first + i] if scale.size else v[i]
+                v[i] = kept if v[i] > g else dropped
         elif scale.size:
-            for d in range(channels):
-                v[d] *= scale[b, d]
-        for d in range(channels):
-            dx = v[d] * x[b, d]
+            for i in range(count):
+                v[i] *= scale[b, first + i]
+        for i in range(count):
+            d = first + i
+            dx = v[i] * x[b, d]
             out = np.float32(0.0)
             for n in range(N):
-                decay[n] = exp2_negative(min(v[d] * A[d, n] * LOG2E, np.float32(129.0)))  # infinity from there
+                decay[n] = exp2_negative(min(v[i] * A[d, n] * LOG2E, np.float32(129.0)))  # infinity from there
             for n in range(N):
                 h = decay[n] * state[b, d, n] + dx * B[b, n]
                 state[b, d, n] = h
                 out += h * C[b, n]
             y[b, d] = out
         if D.size:
-            for d in range(channels):
+            for d in range(first, first + count):
                 y[b, d] += D[d] * x[b, d]
         if z.size:
-            for d in range(channels):
+            for d in range(first, first + count):
                 y[b, d] *= silu(z[b, d])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,7 +17,8 @@ def array(t: Tensor | None, dimensions: int = 1) -> np.ndarray:
     """A float32 view of a tensor, strided in place; a copy only of another dtype. Size 0 for None."""
     if t is None:
         return np.empty((0,) * dimensions, np.float32)
-    values: np.ndarray = t.detach().float().numpy()
+    plain = t.dtype == torch.float32 and not t.requires_grad  # asked first: a decode step makes hundreds of views
+    values: np.ndarray = t.numpy() if plain else t.detach().float().numpy()
     return values
 
 

@@ -1,4 +1,4 @@
-"""How every loop is compiled: once, for the signature written beside it, and kept in numba's cache on disk."""
+"""How every loop is compiled: once, for each signature written beside it, and kept in numba's cache on disk."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from .cpu_cache import CACHE
 from .cpu_math import FAST
 
 
-def compiled(signature: str, parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
-    """A decorator. Whatever views the loop is given, there is one binary: "::1" is contiguous, ":" any strides."""
-    return njit(signature, parallel=parallel, fastmath=FAST, cache=CACHE, error_model="numpy", nogil=True)
+def compiled(*signatures: str, parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """A decorator. Whatever views the loop is given, one binary a signature: "::1" is contiguous, ":" any strides."""
+    return njit(list(signatures), parallel=parallel, fastmath=FAST, cache=CACHE, error_model="numpy", nogil=True)

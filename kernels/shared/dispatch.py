@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +16,35 @@ BACKENDS = ("reference", "cpu", "triton")
 _log = logging.getLogger("longscan.kernels")
 
 
-def module(operation: str, backend: str, given: Sequence[Tensor]) -> ModuleType:
+def module(operation: str, backend: str, given: Sequence[Tensor]) -> Any:
     """An operation's ("scan", "ssd", ...) module of a backend ("auto": by the first input's device and dtype).
 
     Raises ValueError if it cannot take the inputs, ImportError if what it needs is not installed.
     """
-    return _import(operation, _resolve(backend, given))
+    backend = _resolve(backend, given)
+    found = _import(operation, backend)
+    return found if backend != "triton" else on_device(found, given[0].device)
+
+
+def on_device(found: Any, device: torch.device) -> Any:
+    """A module whose functions launch kernels, with the tensors' GPU as the current one: Triton launches on that."""
+    if device.type != "cuda" or device.index in (None, torch.cuda.current_device()):
+        return found
+    return _Placed(found, device)
+
+
+class _Placed:
+    def __init__(self, found: Any, device: torch.device):
+        self._found, self._device = found, device
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self._found, name)
+
+        def placed(*args: Any, **kwargs: Any) -> Any:
+            with torch.cuda.device(self._device):
+                return function(*args, **kwargs)
+
+        return placed
 
 
 def _resolve(backend: str, given: Sequence[Tensor]) -> str:
@@ -43,6 +66,12 @@ def _resolve(backend: str, given: Sequence[Tensor]) -> str:
 
 
 @lru_cache
+def has_numba() -> bool:
+    """Whether the cpu backend can run."""
+    return find_spec("numba") is not None
+
+
+@lru_cache
 def _choose(device: str, dtype: torch.dtype) -> tuple[str, str]:
     if dtype == torch.float64:
         return "reference", "float64 asks for the oracle"
@@ -51,7 +80,7 @@ def _choose(device: str, dtype: torch.dtype) -> tuple[str, str]:
             return "triton", "tensors on a GPU"
         return "reference", "tensors on a GPU, but triton is not installed (pip install triton): this is slow"
     if device == "cpu":
-        if find_spec("numba"):
+        if has_numba():
             return "cpu", "tensors on the CPU"
         return "reference", "tensors on the CPU, but numba is not installed (pip install numba): this is slow"
     return "reference", f"no fast kernels for {device} tensors: this is slow"
@@ -63,5 +92,5 @@ def _note(backend: str, why: str) -> None:
 
 
 @lru_cache
-def _import(operation: str, backend: str) -> ModuleType:
+def _import(operation: str, backend: str) -> Any:
     return import_module(f"..{operation}.{backend}", __package__)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
+from ..operators import register
 from ..shared.arguments import floats, limits, positions, public, shape, state_of, tokens_seen
 from ..shared.dispatch import module
 
@@ -51,6 +53,25 @@ def ssd_scan(
     Returns y (B, L or K, H, P) in the dtype of x, and the last state (B, H, P, N) float32 (float64 for float64 inputs).
     Raises ValueError as selective_scan does.
     """
+    if torch.compiler.is_compiling():
+        return _operators["ssd_scan"](
+            x,
+            delta,
+            A,
+            B,
+            C,
+            D,
+            z,
+            delta_bias,
+            delta_softplus,
+            threshold,
+            scale,
+            index,
+            mask,
+            initial_state,
+            delta_limit,
+            backend,
+        )
     given = floats(
         x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, threshold=threshold, scale=scale,
         initial_state=initial_state,
@@ -107,6 +128,10 @@ def ssd_step(
 
     Returns y (B, H, P) in the dtype of x. Raises ValueError as selective_step does.
     """
+    if torch.compiler.is_compiling():
+        return _operators["ssd_step"](
+            state, x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, delta_limit, backend
+        )
     given = floats(
         state=state, x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, threshold=threshold, scale=scale
     )
@@ -128,3 +153,12 @@ def ssd_step(
     return module("ssd", backend, given).ssd_step(
         state, x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, delta_limit
     )
+
+
+_operators = {
+    function.__name__: register(function)
+    for function in (
+        ssd_scan,
+        ssd_step,
+    )
+}

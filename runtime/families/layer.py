@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ...kernels import linear
 from ..sidecar.plan import LayerPlan
 
 
@@ -44,7 +44,7 @@ class Linear:
     bias: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,9 @@ class Layer(Protocol):
     def width(self) -> int:
         """Values a token occupies at most while it passes the layer, without the residual and its norm."""
 
+    def scratch(self, dtype: torch.dtype, device: str) -> int:
+        """Float32 values a token needs beside them in a model of `dtype` on a device of this type."""
+
     def positive(self, delta: Tensor) -> Tensor: ...
     def scores(self, delta: Tensor, weight: Tensor | None, backend: str = "auto") -> Tensor: ...
 
@@ -97,12 +100,11 @@ class Layer(Protocol):
         """One token a row: hidden (B, M) -> output (B, M). Both states are updated in place."""
 
 
-def conv_step(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """silu(conv(x)) of one token: x (B, E), state (B, E, W-1) updated in place, weight (E, W)."""
-    window = torch.cat([state, x[:, :, None]], dim=2)
-    state.copy_(window[:, :, 1:])
-    x = (window * weight).sum(-1)
-    return F.silu(x if bias is None else x + bias)
+def project(projection: Projection, x: Tensor, backend: str) -> Tensor:
+    """projection(x). A few tokens on a CPU go through its own loop; another library's module runs as it is."""
+    if isinstance(projection, Linear):
+        return linear(x, projection.weight, projection.bias, backend=backend)
+    return projection(x)
 
 
 def conv_inputs(raw: Tensor, before: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -14,16 +14,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ...kernels import causal_conv1d, selective_scan, selective_step
+from ...kernels import causal_conv1d, causal_conv1d_step, linear, selective_scan, selective_step
+from ...kernels.linear.api import is_stored
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.tensors import Tensors
 from ..sidecar.plan import LayerPlan
-from .layer import Inputs, Linear, Projection, conv_inputs, conv_step
+from .layer import Inputs, Linear, Norm, Projection, conv_inputs, project
 from .steering import Steering
 
 STEERING = ("A_log", "dt_proj.bias")  # what the fingerprint covers
@@ -56,20 +57,39 @@ class Mamba1(Steering):
         D, N = self.A.shape
         return 5 * D + self.dt_proj.shape[1] + 2 * N
 
+    def scratch(self, dtype: torch.dtype, device: str) -> int:
+        """x, delta, z, B and C as the CPU's loop reads them."""
+        D, N = self.A.shape
+        return 3 * D + 2 * N if device == "cpu" and dtype.itemsize < 4 else 0
+
     def inputs(self, hidden: Tensor, conv: Tensor, mask: Tensor | None, backend: str) -> tuple[Inputs, Tensor]:
-        x, z = self.in_proj(hidden).chunk(2, dim=-1)
+        x, z = project(self.in_proj, hidden, backend).chunk(2, dim=-1)
         x, conv = conv_inputs(x, conv, mask)
         x, conv = causal_conv1d(x, self.conv, self.conv_bias, conv, backend=backend)
-        delta, B, C = self._project(x)
+        delta, B, C = self._project(x, backend)
         return Inputs(x, delta, B, C, z), conv
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
         """x (..., D) -> delta before bias and softplus (..., D), B (..., N), C (..., N)."""
         N, R = self.A.shape[1], self.dt_proj.shape[1]
-        low_rank, B, C = self.x_proj(x).split([R, N, N], dim=-1)
+        low_rank, B, C = project(self.x_proj, x, backend).split([R, N, N], dim=-1)
         if self.inner_norms is not None:
             low_rank, B, C = (norm(t) for norm, t in zip(self.inner_norms, (low_rank, B, C)))
-        return F.linear(low_rank, self.dt_proj), B, C
+        return linear(low_rank, self.dt_proj, backend=backend), B, C
+
+    def arrays(self, before: Norm) -> tuple[Any, ...] | None:
+        """The block's weights for a CPU's fused step (kernels/block); None where it is not made of such weights."""
+        projections = (self.in_proj, self.x_proj, Linear(self.dt_proj), self.out_proj)
+        plain = [p for p in projections if isinstance(p, Linear) and is_stored(p.weight, before.dtype)]
+        if len(plain) < len(projections) or before.bias is not None or self.inner_norms is not None:
+            return None
+        from ...kernels.block.cpu import mamba1_arrays  # needs numba
+
+        in_proj, x_proj, dt_proj, out_proj = plain
+        return mamba1_arrays(
+            before.weight, (in_proj.weight, in_proj.bias), (self.conv, self.conv_bias), x_proj.weight, dt_proj.weight,
+            self.dt_bias, self.A, self.D, (out_proj.weight, out_proj.bias),
+        )  # fmt: skip
 
     def shaped(self, inputs: Inputs) -> Inputs:
         return inputs
@@ -82,17 +102,17 @@ class Mamba1(Steering):
             x, delta, self.A, B, C, self.D, z, delta_bias=self.dt_bias, threshold=plan.threshold, scale=plan.scale,
             mask=mask, initial_state=state, backend=backend,
         )  # fmt: skip
-        return self.out_proj(y), state
+        return project(self.out_proj, y, backend), state
 
     def step(self, hidden: Tensor, conv: Tensor, state: Tensor, plan: LayerPlan, backend: str) -> Tensor:
-        x, z = self.in_proj(hidden).chunk(2, dim=-1)
-        x = conv_step(x, conv, self.conv, self.conv_bias)
-        delta, B, C = self._project(x)
+        x, z = project(self.in_proj, hidden, backend).chunk(2, dim=-1)
+        x = causal_conv1d_step(conv, x, self.conv, self.conv_bias, backend=backend)
+        delta, B, C = self._project(x, backend)
         y = selective_step(
             state, x, delta, self.A, B, C, self.D, z, delta_bias=self.dt_bias, threshold=plan.threshold,
             scale=plan.scale, backend=backend,
         )  # fmt: skip
-        return self.out_proj(y)
+        return project(self.out_proj, y, backend)
 
 
 def _over_rms(x: Tensor, epsilon: float) -> Tensor:

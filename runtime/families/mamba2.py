@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...kernels import causal_conv1d, ssd_scan, ssd_step
+from ...kernels import causal_conv1d, causal_conv1d_step, ssd_scan, ssd_step
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.tensors import Tensors
 from ..errors import CheckpointError
 from ..sidecar.plan import LayerPlan
-from .layer import Inputs, Linear, Projection, conv_inputs, conv_step
+from .layer import Inputs, Linear, Projection, conv_inputs, project
 from .steering import Steering
 
 STEERING = ("A_log", "dt_bias")  # what the fingerprint covers
@@ -64,15 +64,20 @@ class Mamba2(Steering):
         """The projections, x, B and C after the convolution, y before and after its norm."""
         return 3 * self._widths[0] + 2 * self.conv.shape[0] + self.channels
 
+    def scratch(self, dtype: torch.dtype, device: str) -> int:
+        """The gated norm's steps, and y before it."""
+        return (3 if dtype.itemsize < 4 else 2) * self._widths[0]
+
     def inputs(self, hidden: Tensor, conv: Tensor, mask: Tensor | None, backend: str) -> tuple[Inputs, Tensor]:
-        z, xBC, delta = self._in(hidden)
+        z, xBC, delta = self._in(hidden, backend)
         xBC, conv = conv_inputs(xBC, conv, mask)
         xBC, conv = causal_conv1d(xBC, self.conv, self.conv_bias, conv, backend=backend)
         x, B, C = xBC.split(self._widths, dim=-1)
         return Inputs(x, delta, B, C, z), conv
 
-    def _in(self, hidden: Tensor) -> tuple[Tensor, ...]:
-        return self.in_proj(hidden).split([self._widths[0], self.conv.shape[0], self.channels], dim=-1)
+    def _in(self, hidden: Tensor, backend: str) -> tuple[Tensor, ...]:
+        widths = [self._widths[0], self.conv.shape[0], self.channels]
+        return project(self.in_proj, hidden, backend).split(widths, dim=-1)
 
     def shaped(self, inputs: Inputs) -> Inputs:
         x, B, C = self._shape(inputs.x, inputs.B, inputs.C)
@@ -90,17 +95,17 @@ class Mamba2(Steering):
             x, delta, self.A, B, C, self.D, delta_bias=self.dt_bias, threshold=plan.threshold, scale=plan.scale,
             mask=mask, initial_state=state, delta_limit=self.limit, backend=backend,
         )  # fmt: skip
-        return self.out_proj(self.gate(y.flatten(-2), z).to(y.dtype)), state
+        return project(self.out_proj, self.gate(y.flatten(-2), z).to(y.dtype), backend), state
 
     def step(self, hidden: Tensor, conv: Tensor, state: Tensor, plan: LayerPlan, backend: str) -> Tensor:
-        z, xBC, delta = self._in(hidden)
-        xBC = conv_step(xBC, conv, self.conv, self.conv_bias)
+        z, xBC, delta = self._in(hidden, backend)
+        xBC = causal_conv1d_step(conv, xBC, self.conv, self.conv_bias, backend=backend)
         x, B, C = self._shape(*xBC.split(self._widths, dim=-1))
         y = ssd_step(
             state, x, delta, self.A, B, C, self.D, delta_bias=self.dt_bias, threshold=plan.threshold,
             scale=plan.scale, delta_limit=self.limit, backend=backend,
         )  # fmt: skip
-        return self.out_proj(self.gate(y.flatten(-2), z).to(y.dtype))
+        return project(self.out_proj, self.gate(y.flatten(-2), z).to(y.dtype), backend)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +37,15 @@ class Weights:
     norm_bias: Tensor | None
     head: Tensor  # (V, M); the embedding itself where tied
     fingerprint: str
+
+    @cached_property
+    def blocks(self) -> list[tuple[Any, ...]] | None:
+        """Each block's weights for a CPU's fused step; None where there is none."""
+        if self.embedding.device.type != "cpu":
+            return None
+        found = [layer.arrays(norm) for layer, norm in zip(self.layers, self.norms) if isinstance(layer, mamba1.Mamba1)]
+        blocks = [block for block in found if block is not None]
+        return blocks if len(blocks) == len(self.layers) else None
 
     @property
     def channels(self) -> int:

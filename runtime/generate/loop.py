@@ -16,7 +16,7 @@ from ..errors import CheckpointError
 from ..reading.prefill import Output
 from ..reading.state import State
 from .detokenize import StopCutter, TextStream, special_stops
-from .sampling import Sampling, check_logits, penalise, sample
+from .sampling import Sampling, draw, penalise
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -240,12 +240,7 @@ def _draw(
 ) -> list[int]:
     if seen is not None:
         logits = penalise(logits, seen[list(alive)], settings.repetition_penalty)
-    check_logits(logits)
-    if settings.temperature == 0:
-        found: list[int] = logits.argmax(-1).tolist()
-        return found
-    draw = (settings.temperature, settings.top_k, settings.top_p)
-    return [int(sample(logits[k : k + 1], *draw, generators[b], settings.min_p)) for k, b in enumerate(alive)]
+    return draw(logits, settings, [generators[b] for b in alive])
 
 
 def _eos(lm: Reader) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,13 +27,25 @@ class Sampling:
             raise ValueError("need 0 <= min_p <= 1 and a repetition_penalty from 1e-30 to 1e30")
 
 
-def check_logits(logits: Tensor) -> None:
-    """Raises ValueError unless the likeliest token of every row (B, V) has a number: no NaN, no infinity."""
-    if not bool(logits.amax(-1).isfinite().all()):
+def draw(logits: Tensor, settings: Sampling, generators: Sequence[torch.Generator | None]) -> list[int]:
+    """logits (B, V) -> a token a row, each drawn with the row's own generator; one answer is waited for, not B.
+
+    Raises ValueError unless the likeliest token of every row has a number: no NaN, no infinity.
+    """
+    sound = logits.amax(-1).isfinite()
+    if settings.temperature == 0:
+        tokens = logits.argmax(-1)
+    else:
+        logits = logits.where(sound[:, None], 0.0)  # nothing could be drawn from these
+        how = (settings.temperature, settings.top_k, settings.top_p)
+        tokens = torch.cat([sample(row[None], *how, own, settings.min_p) for row, own in zip(logits, generators)])
+    found: list[list[int]] = torch.stack([tokens, sound.long()]).tolist()
+    if not all(found[1]):
         raise ValueError(
             "the model's logits hold NaN or infinity: its weights are broken or overflow this dtype; "
             "try float32, or download the model again"
         )
+    return found[0]
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:

@@ -36,8 +36,9 @@ def _memory(device: torch.device) -> int:
 
 def bytes_a_token(weights: Weights) -> int:
     """What a token occupies at most while it passes a layer: the residual (float32) before and after, and the rest."""
-    M = weights.embedding.shape[1]
-    return 12 * M + weights.embedding.element_size() * (M + weights.layers[0].width)
+    M, layer, dtype = weights.embedding.shape[1], weights.layers[0], weights.embedding.dtype
+    scratch = layer.scratch(dtype, weights.embedding.device.type)
+    return 12 * M + dtype.itemsize * (M + layer.width) + 4 * scratch
 
 
 def is_out_of_memory(error: BaseException) -> bool:

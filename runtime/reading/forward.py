@@ -13,18 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...kernels import linear, rms_norm
+from ...kernels.linear.api import FEW
 from ..checkpoint.config import ModelConfig
 from ..families.layer import Inputs, Layer, Norm
 from ..families.weights import Weights
 from ..sidecar.plan import PLAIN, LayerPlan
 from .observer import Observer, ScanInputs
 from .reservoir import Tokens, merge
-from .state import State
+from .state import Draft, State
 
 
 @dataclass(frozen=True)
@@ -45,17 +48,17 @@ def embed(weights: Weights, config: ModelConfig, ids: Tensor, first: Tensor, mas
         offsets = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
     else:
         offsets = mask.long().cumsum(1) - 1
-    positions = first[:, None] + offsets
+    positions = first.to(ids.device)[:, None] + offsets
     return Stream(residual, positions if mask is None else positions.where(mask, -1), mask)
 
 
-def norm(x: Tensor, weight: Tensor, bias: Tensor | None, config: ModelConfig, dtype: torch.dtype) -> Tensor:
+def norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None, config: ModelConfig, dtype: torch.dtype, backend: str
+) -> Tensor:
     """RMSNorm (or LayerNorm, for the models that use it) computed in float32, returned in the weights' dtype."""
-    x = x.to(weight.dtype)
     if config.rms_norm:
-        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + config.norm_epsilon)
-        return (x * weight).to(dtype)
-    return F.layer_norm(x, weight.shape, weight, bias, config.norm_epsilon).to(dtype)
+        return rms_norm(x, weight, config.norm_epsilon, dtype, backend=backend)
+    return F.layer_norm(x.to(weight.dtype), weight.shape, weight, bias, config.norm_epsilon).to(dtype)
 
 
 def run_layers(
@@ -73,38 +76,59 @@ def run_layers(
     final: bool = True,
     piece: int | None = None,
 ) -> Stream:
-    """Layers first ... stop - 1 over a chunk. `state` is updated in place; `plans` has one entry a layer.
+    """Layers first ... stop - 1 over a chunk. `state` is updated in place, at the end; `plans` has one entry a layer.
 
     A decimating layer passes nothing on until the prompt's last chunk (`final`) has entered it: its candidates wait
     in `state.reservoirs`. Then it scans the survivors and passes them on as a shorter stream, `piece` tokens at a time
     (None: at once), so that the layers above never hold more than that.
     """
+    draft = Draft(state)
     stop = len(weights.layers) if stop is None else stop
+    out = _run(weights, config, stream, draft, plans, protected, first, stop, observer, backend, final, piece)
+    draft.commit()
+    return out
+
+
+def _run(
+    weights: Weights,
+    config: ModelConfig,
+    stream: Stream,
+    draft: Draft,
+    plans: Sequence[LayerPlan],
+    protected: int,
+    first: int,
+    stop: int,
+    observer: Observer | None,
+    backend: str,
+    final: bool,
+    piece: int | None,
+) -> Stream:
     for i in range(first, stop):
         layer = weights.layers[i]
         mask = stream.mask
-        plan, tokens = _scan_inputs(layer, weights.norms[i], i, config, stream, state, plans[i], observer, backend)
+        plan, tokens = _scan_inputs(layer, weights.norms[i], i, config, stream, draft, plans[i], observer, backend)
         if plan.keep is None:
-            stream = _scan(layer, i, tokens, mask, plan, state, backend)
+            stream = _scan(layer, i, tokens, mask, plan, draft, backend)
+            del tokens  # else they would live on through the next layer's projections
             continue
         if mask is not None:
             raise ValueError("padded rows cannot be decimated in one batch; prefill rows of equal length together")
         score = layer.scores(tokens.delta, plan.score_weight, backend)
-        waiting = state.reservoirs.pop(i, ())
+        waiting = draft.reservoirs.pop(i, ())
         waiting = merge(waiting, tokens._replace(score=score), plan.keep, protected, final=final)
         if not final:
-            state.reservoirs[i] = waiting
+            draft.reservoirs[i] = waiting
             return Stream(stream.residual[:, :0], stream.positions[:, :0], None)
         (survivors,) = waiting
         K = survivors.score.shape[1]
         size = piece or K
         streams = []
         for start in range(0, K, size):
-            short = _scan(layer, i, survivors.part(start, start + size), None, plan, state, backend)
+            short = _scan(layer, i, survivors.part(start, start + size), None, plan, draft, backend)
             streams.append(
-                run_layers(
-                    weights, config, short, state, plans, protected=protected, first=i + 1, stop=stop,
-                    observer=observer, backend=backend, final=start + size >= K, piece=piece,
+                _run(
+                    weights, config, short, draft, plans, protected, i + 1, stop, observer, backend,
+                    start + size >= K, piece,
                 )
             )  # fmt: skip
         return join(streams)
@@ -117,26 +141,26 @@ def _scan_inputs(
     i: int,
     config: ModelConfig,
     stream: Stream,
-    state: State,
+    draft: Draft,
     plan: LayerPlan,
     observer: Observer | None,
     backend: str,
 ) -> tuple[LayerPlan, Tokens]:
     """Everything before the scan; the tokens are not scored yet (their `score` is empty)."""
-    hidden = norm(stream.residual, before.weight, before.bias, config, before.dtype)
-    inputs, conv = layer.inputs(hidden, state.conv[i], stream.mask, backend)
-    state.conv[i] = conv
+    hidden = norm(stream.residual, before.weight, before.bias, config, before.dtype, backend)
+    inputs, conv = layer.inputs(hidden, draft.conv(i), stream.mask, backend)
+    draft.convolved(i, conv)
     if observer is not None:
         plan = observer.observe(i, ScanInputs.of(layer, plan, inputs, stream.mask)) or plan
     return plan, Tokens(inputs.delta.new_empty(0), stream.positions, stream.residual, *inputs)
 
 
 def _scan(
-    layer: Layer, i: int, tokens: Tokens, mask: Tensor | None, plan: LayerPlan, state: State, backend: str
+    layer: Layer, i: int, tokens: Tokens, mask: Tensor | None, plan: LayerPlan, draft: Draft, backend: str
 ) -> Stream:
     """The scan and what follows it, over tokens in time order."""
-    out, ssm = layer.scan(Inputs(*tokens[3:]), plan, mask, state.ssm[i], backend)
-    state.ssm[i] = ssm
+    out, ssm = layer.scan(Inputs(*tokens[3:]), plan, mask, draft.ssm(i), backend)
+    draft.scanned(i, ssm)
     return Stream(tokens.residual + out, tokens.positions, mask)
 
 
@@ -148,10 +172,10 @@ def join(streams: Sequence[Stream]) -> Stream:
     return Stream(torch.cat([s.residual for s in streams], 1), torch.cat([s.positions for s in streams], 1), mask)
 
 
-def logits(weights: Weights, config: ModelConfig, residual: Tensor) -> Tensor:
+def logits(weights: Weights, config: ModelConfig, residual: Tensor, backend: str = "auto") -> Tensor:
     """Final norm and head: (..., M) -> (..., V) float32 (float64 for a float64 model)."""
-    hidden = norm(residual, weights.norm, weights.norm_bias, config, weights.head.dtype)
-    out = F.linear(hidden, weights.head)
+    hidden = norm(residual, weights.norm, weights.norm_bias, config, weights.head.dtype, backend)
+    out = linear(hidden, weights.head, backend=backend)
     return out if out.dtype == torch.float64 else out.float()
 
 
@@ -168,10 +192,32 @@ def step_layers(
     plans: one a layer, of which only filter and scale matter here; None = unfiltered.
     """
     residual = F.embedding(token, weights.embedding)
+    blocks = weights.blocks if backend in ("auto", "cpu") and config.rms_norm and state.batch <= FEW else None
+    if blocks is not None:
+        return logits(weights, config, _step_blocks(blocks, config, residual.float(), state, plans), backend)
     if config.residual_in_fp32 and residual.dtype != torch.float64:
         residual = residual.float()
     for i, (layer, before) in enumerate(zip(weights.layers, weights.norms)):
         plan = PLAIN if plans is None else plans[i]
-        hidden = norm(residual, before.weight, before.bias, config, before.dtype)
+        hidden = norm(residual, before.weight, before.bias, config, before.dtype, backend)
         residual = residual + layer.step(hidden, state.conv[i], state.ssm[i], plan, backend)
-    return logits(weights, config, residual)
+    return logits(weights, config, residual, backend)
+
+
+def _step_blocks(
+    blocks: Sequence[tuple[Any, ...]],
+    config: ModelConfig,
+    residual: Tensor,
+    state: State,
+    plans: Sequence[LayerPlan] | None,
+) -> Tensor:
+    """The same on a CPU, a block a call: residual (B, M) float32, whatever the model's dtype, as is all between."""
+    from ...kernels.block.cpu import mamba1_step  # needs numba
+
+    conv = state.conv.float()  # the state's own tensor in a float32 model
+    for i, block in enumerate(blocks):
+        plan = PLAIN if plans is None else plans[i]
+        mamba1_step(block, config.norm_epsilon, residual, conv[i], state.ssm[i], plan.threshold, plan.scale)
+    if conv is not state.conv:
+        state.conv.copy_(conv)
+    return residual

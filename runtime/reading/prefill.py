@@ -86,18 +86,19 @@ def prefill(reading: Reading, ids: Tensor, mask: Tensor | None, state: State) ->
         chunk = L if observer is not None else pick_chunk(weights, ids.shape[0])
     growing = reading.growth if state.total is not None and math.isinf(state.total) else None
     resolved = [] if growing else layer_plans(state.plans, reading.sidecar, weights, state.protected)
+    on_cpu = None if mask is None else mask.cpu()
     start = 0
     pieces: list[Stream] = []
     while start < L:
         stop = min(start + chunk, L)
         if growing:
-            stop = min(stop, _next_change(growing, state, mask, start))
+            stop = min(stop, _next_change(growing, state, on_cpu, start))
             resolved = growing.layer_plans(state)
         part = slice(start, stop)
         piece_mask = None if mask is None else mask[:, part]
-        new = torch.full_like(state.length, stop - start) if piece_mask is None else piece_mask.sum(1)
+        new = torch.full_like(state.length, stop - start) if on_cpu is None else on_cpu[:, part].sum(1)
         final = stop == L and (state.total is None or bool((state.length + new >= state.total).all()))
-        before: State | None = state.clone()
+        failed = False
         try:
             stream = embed(weights, reading.config, ids[:, part], state.length, piece_mask)
             stream = run_layers(
@@ -107,10 +108,8 @@ def prefill(reading: Reading, ids: Tensor, mask: Tensor | None, state: State) ->
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or observer is not None or stop - start == 1:
                 raise
-        else:
-            before = None
-        if before is not None:  # outside the handler, so that the failed pass's tensors are gone
-            state.restore(before)
+            failed = True  # the state is as it was before the pass
+        if failed:  # outside the handler, so that the failed pass's tensors are gone
             chunk = (stop - start) // 2
             _log.warning("out of memory at %d tokens a pass; going on with %d", stop - start, chunk)
             if ids.device.type == "cuda":
@@ -128,7 +127,8 @@ def prefill(reading: Reading, ids: Tensor, mask: Tensor | None, state: State) ->
     stream = join(pieces)
     if state.total is not None and bool((state.length >= state.total).all()):
         state.total = None  # the promised prompt is complete
-    return Output(logits(weights, reading.config, stream.residual), stream.positions, state, state.plan)
+    found = logits(weights, reading.config, stream.residual, reading.backend)
+    return Output(found, stream.positions, state, state.plan)
 
 
 def _next_change(growing: Growth, state: State, mask: Tensor | None, start: int) -> int:
@@ -148,7 +148,7 @@ def plan_prompt(
     protected: int,
 ) -> None:
     """Decide the plan (or one a row) for this call; notes it, the method, the total and r in the state."""
-    new = torch.full_like(state.length, ids.shape[1]) if mask is None else mask.sum(1)
+    new = torch.full_like(state.length, ids.shape[1]) if mask is None else mask.sum(1).cpu()
     reached = (state.length + new).tolist()
     if state.total is not None:  # a promised prompt goes on: its first piece decided
         if total_length is not None and total_length != state.total:

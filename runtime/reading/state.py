@@ -24,7 +24,7 @@ class State:
     conv: (n_layer, B, D, W-1), the last inputs of each convolution, oldest first, in the model's dtype; Mamba-2
         convolves B and C too: (n_layer, B, H P + 2 G N, W-1)
     ssm: (n_layer, B, D, N), Mamba-2 (n_layer, B, H, P, N), float32 (float64 for a float64 model)
-    length: (B,) int64, tokens read so far
+    length: (B,) int64, tokens read so far; on the CPU, so that nobody waits for a GPU to know it
     plan: the plan of the last prefill; a tuple where rows differ
     total: the `total_length` promised to an unfinished prompt (math.inf: open-ended), else None
     protected: r of that prompt
@@ -64,17 +64,14 @@ class State:
             reservoirs=dict(self.reservoirs),
         )
 
-    def restore(self, other: State) -> None:
-        """Become `other` again, a clone taken before."""
-        vars(self).update(vars(other))
-
     def rows(self, index: Sequence[int]) -> State:
         """An independent copy of some rows of the batch, in the given order."""
-        at = torch.tensor(list(index), dtype=torch.int64, device=self.length.device)
+        picked = torch.tensor(list(index), dtype=torch.int64)
+        at = picked.to(self.conv.device)
         plan = tuple(self.plan[i] for i in index) if isinstance(self.plan, tuple) else self.plan
         waiting = {layer: tuple(piece.rows(at) for piece in pieces) for layer, pieces in self.reservoirs.items()}
         return replace(
-            self, conv=self.conv[:, at], ssm=self.ssm[:, at], length=self.length[at], plan=plan, reservoirs=waiting
+            self, conv=self.conv[:, at], ssm=self.ssm[:, at], length=self.length[picked], plan=plan, reservoirs=waiting
         )
 
     def save(self, path: str | Path) -> None:
@@ -94,6 +91,40 @@ class State:
             waiting = concatenate(pieces)._asdict()
             tensors |= {f"reservoirs.{layer}.{name}": t for name, t in waiting.items()}
         save_tensors(Path(path), tensors, meta)
+
+
+class Draft:
+    """What a pass makes of a state, kept aside until it is through: one that fails has changed nothing.
+
+    Nothing is copied but what would be in any case, the new states into the old ones' place.
+    """
+
+    def __init__(self, state: State):
+        self._state = state
+        self._conv: dict[int, Tensor] = {}
+        self._ssm: dict[int, Tensor] = {}
+        self.reservoirs = dict(state.reservoirs)
+
+    def conv(self, i: int) -> Tensor:
+        """Layer i's, as the pass has left it."""
+        return self._conv[i] if i in self._conv else self._state.conv[i]
+
+    def ssm(self, i: int) -> Tensor:
+        return self._ssm[i] if i in self._ssm else self._state.ssm[i]
+
+    def convolved(self, i: int, conv: Tensor) -> None:
+        """Layer i's from now on."""
+        self._conv[i] = conv
+
+    def scanned(self, i: int, ssm: Tensor) -> None:
+        self._ssm[i] = ssm
+
+    def commit(self) -> None:
+        for i, conv in self._conv.items():
+            self._state.conv[i] = conv
+        for i, ssm in self._ssm.items():
+            self._state.ssm[i] = ssm
+        self._state.reservoirs = self.reservoirs
 
 
 def read_state(path: str | Path, fingerprint: str, sidecar: str, device: torch.device) -> State:
@@ -121,7 +152,7 @@ def read_state(path: str | Path, fingerprint: str, sidecar: str, device: torch.d
         return State(
             conv=tensors["conv"],
             ssm=tensors["ssm"],
-            length=tensors["length"],
+            length=tensors["length"].cpu(),
             plan=plans[0] if len(plans) == 1 else plans,
             total=json.loads(meta["total"]),
             protected=int(meta["protected"]),

@@ -141,3 +141,18 @@ def test_models_agree_across_devices(relative_rms):
     wanted = load("demo", device="cpu").prefill(ids, logits_to_keep=0).logits
     found = load("demo", device="cuda", dtype="float32").prefill(ids, logits_to_keep=0).logits
     assert relative_rms(found.cpu(), wanted) < 1e-4
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("kind", ["demo", "demo-mamba2"])
+def test_the_second_gpu(kind, relative_rms):
+    """While the first is current: prefill, a filter's scores and steps run where the model lies."""
+    from longscan.runtime import load
+
+    ids = torch.randint(0, 256, (2, 300))
+    wanted, found = (load(kind, device=place, dtype="float32") for place in ("cuda:0", "cuda:1"))
+    outs = [lm.prefill(ids, logits_to_keep=0) for lm in (wanted, found)]
+    assert outs[1].logits.device == torch.device("cuda:1") and torch.cuda.current_device() == 0
+    assert relative_rms(outs[1].logits.cpu(), outs[0].logits.cpu()) < 1e-5
+    steps = [lm.step(ids[:, 0], out.state)[0].cpu() for lm, out in zip((wanted, found), outs)]
+    assert relative_rms(steps[1], steps[0]) < 1e-5

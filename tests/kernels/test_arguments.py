@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longscan.kernels import causal_conv1d, selective_scan, selective_step, ssd_scan, ssd_step, token_scores
+from longscan.kernels import (
+    causal_conv1d,
+    causal_conv1d_step,
+    rms_norm,
+    selective_scan,
+    selective_step,
+    ssd_scan,
+    ssd_step,
+    token_scores,
+)
 
 from .cases import scan_inputs, ssd_inputs, without
 
@@ -33,6 +43,16 @@ def conv_inputs(B, L, D, W, seed=0):
     return {"x": x, "weight": weight, "bias": bias, "initial_state": before, "mask": mask}
 
 
+def conv_step_inputs(B, D, W, seed=0):
+    a = conv_inputs(B, 1, D, W, seed)
+    return {"state": a["initial_state"], "x": a["x"][:, 0], "weight": a["weight"], "bias": a["bias"]}
+
+
+def norm_inputs(B, L, M, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return {"x": torch.randn(B, L, M, generator=g), "weight": torch.rand(M, generator=g) + 0.5}
+
+
 def score_inputs(B, L, D, seed=0):
     a = scan_inputs(B, L, D, 1, seed)
     return {"delta": a["delta"], "delta_bias": a["delta_bias"], "mask": a["mask"], "weight": a["scale"]}
@@ -47,6 +67,8 @@ def every_function(L=5, seed=0, N=3):
         "ssd_scan": (ssd_scan, ssd),
         "ssd_step": (ssd_step, of_step(ssd)),
         "causal_conv1d": (causal_conv1d, conv_inputs(2, L, 5, 4, seed)),
+        "causal_conv1d_step": (causal_conv1d_step, conv_step_inputs(2, 5, 4, seed)),
+        "rms_norm": (partial(rms_norm, epsilon=1e-5), norm_inputs(2, L, 5, seed)),
         "token_scores": (token_scores, score_inputs(2, L, 5, seed)),
     }
 
@@ -105,7 +127,12 @@ def test_strides_never_matter(name, data):
 
 
 def _needed(name):
-    needed = {"causal_conv1d": ("x", "weight", "bias"), "token_scores": ("delta",)}
+    needed = {
+        "causal_conv1d": ("x", "weight", "bias"),
+        "causal_conv1d_step": ("state", "x", "weight", "bias"),
+        "rms_norm": ("x", "weight"),
+        "token_scores": ("delta",),
+    }
     return needed.get(name, ("state", "x", "delta", "A", "B", "C"))
 
 
@@ -211,6 +238,8 @@ def test_smallest_and_empty_shapes(sizes, backend):
         (token_scores, score_inputs(B, L, D)),
     ]
     cases += [(causal_conv1d, conv_inputs(B, L, D, W)) for W in (1, 2, 4)]
+    cases += [(causal_conv1d_step, conv_step_inputs(B, D, W)) for W in (1, 2, 4)]
+    cases += [(partial(rms_norm, epsilon=1e-5), norm_inputs(B, L, D))]
     cases += [(ssd_scan, ssd), (ssd_scan, {**ssd, "index": nothing})] if D else []
     if L:
         cases += [(selective_step, of_step(scan))] + ([(ssd_step, of_step(ssd))] if D else [])
@@ -292,7 +321,7 @@ def test_a_state_of_another_precision_is_refused(name, backend, dtype):
         function(**{**a, "state": a["state"].to(dtype)}, backend=backend)
 
 
-@pytest.mark.parametrize("name", ["selective_scan", "selective_step", "ssd_scan", "ssd_step"])
+@pytest.mark.parametrize("name", ["selective_scan", "selective_step", "ssd_scan", "ssd_step", "causal_conv1d_step"])
 def test_shapes_that_do_not_fit_are_named(name):
     function, a = every_function()[name]
     for argument in set(a) - {"state", "x"}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -54,3 +55,23 @@ def test_a_wrong_kernel_has_no_speed(monkeypatch, capsys):
     assert [row["kernel"] for row in bench.measure(case, "cpu")] == ["right"]
     said = capsys.readouterr()
     assert said.err.count("no speed reported") == 2 and "off:" not in said.out
+
+
+def test_what_llama_bench_prints_is_read(monkeypatch):
+    """As llama.cpp's README shows its JSON: a prompt's speed first, then the generation's."""
+    llama = load_benchmark("llama")
+    printed = [{"n_prompt": 512, "n_gen": 0, "avg_ts": 7100.0}, {"n_prompt": 0, "n_gen": 128, "avg_ts": 118.9}]
+    assert llama.parse(json.dumps(printed)) == 118.9
+    monkeypatch.setattr(llama.shutil, "which", lambda name: None)
+    assert llama.why_not() == "llama-bench is not on PATH"
+
+
+def test_a_decode_step_is_told_beside_its_bounds():
+    bench = load_benchmark("runtime_cpu")
+    step = {"theirs": 0.08}
+    for name, seconds in (("ours", 0.02), ("ours bfloat16", 0.01)):
+        step |= {name: seconds, f"products of {name}": 2 * seconds, f"reading {name}": seconds / 2}
+    lines = bench.decode_lines(step, {"bfloat16": 90.0})
+    assert lines[0].startswith("step, float32: 20.0 ms, 50.0 tokens a second") and "llama.cpp" not in lines[0]
+    assert "(50% of the step); llama.cpp 90.0 tokens a second" in lines[1]
+    assert lines[2] == "step, float32: 4.00x as fast as transformers"

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from longscan.runtime import load
 from longscan.runtime.generate.detokenize import StopCutter, TextStream
 from longscan.runtime.generate.loop import Generation
-from longscan.runtime.generate.sampling import check_logits, penalise, sample
+from longscan.runtime.generate.sampling import Sampling, draw, penalise, sample
+
+from ..conftest import NoWaiting
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +103,24 @@ def test_logits_that_are_no_numbers_are_refused(demo, broken, temperature, monke
     assert isinstance(next(pieces), int)
     with pytest.raises(ValueError, match=r"NaN or infinity.*try float32"):
         next(pieces)
+    settings = Sampling(temperature=temperature)
     with pytest.raises(ValueError, match="NaN or infinity"):
-        check_logits(torch.full((1, 4), -torch.inf))
-    check_logits(torch.tensor([[-torch.inf, 1.0]]))
+        draw(torch.tensor([[0.0, 1.0], [-torch.inf, -torch.inf]]), settings, [None, None])
+    assert draw(torch.tensor([[-torch.inf, 1.0]]), settings, [None]) == [1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_batch_is_drawn_with_one_wait(temperature, monkeypatch):
+    """Whatever its rows, the host asks once, and each row's own generator decides."""
+    logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(0))
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda t, run=torch.Tensor.tolist: asked.append(t) or run(t))
+    settings = Sampling(temperature=temperature, top_k=20, top_p=0.9, min_p=0.01)
+    with NoWaiting():
+        found = draw(logits, settings, [torch.Generator().manual_seed(b) for b in range(5)])
+    assert len(asked) == 1
+    alone = [draw(logits[b : b + 1], settings, [torch.Generator().manual_seed(b)]) for b in range(5)]
+    assert found == [token for (token,) in alone]
 
 
 def test_min_p_and_repetition_penalty():

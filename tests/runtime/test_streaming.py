@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from copy import copy
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +15,9 @@ from hypothesis import strategies as st
 from longscan.runtime import Sidecar, load
 from longscan.runtime.reading import prefill as prefill_module
 from longscan.runtime.reading.chunks import bytes_a_token, pick_chunk
+from longscan.runtime.reading.forward import run_layers
 from longscan.runtime.reading.reservoir import Tokens, merge, select
+from longscan.runtime.reading.state import State
 
 from ..checkpoints import make_sidecar
 from ..conftest import relative_rms
@@ -122,15 +127,23 @@ class Limited:
     """run_layers on a device that holds `most` tokens at once."""
 
     def __init__(self, monkeypatch, most, error):
-        self.most, self.error, self.tries, self._real = most, error, [], prefill_module.run_layers
+        self.most, self.error, self.tries, self._real = most, error, [], run_layers
         monkeypatch.setattr(prefill_module, "run_layers", self)
+
+    def fail(self, *_):
+        raise self.error
 
     def __call__(self, weights, config, stream, state, plans, **options):
         self.tries.append(stream.residual.shape[1])
-        if self.tries[-1] > self.most:
-            state.ssm[0] += 1  # a pass that fails half way leaves the state half changed
-            state.reservoirs.clear()
-            raise self.error
+        if self.tries[-1] > self.most:  # it fails half way, in the second layer, and leaves the state as it was
+            second = SimpleNamespace(inputs=self.fail)
+            weights = replace(weights, layers=(weights.layers[0], second, *weights.layers[2:]))
+            before = state.clone()
+            try:
+                self._real(weights, config, stream, state, plans, **options)
+            finally:
+                assert torch.equal(state.ssm, before.ssm) and torch.equal(state.conv, before.conv)
+                assert state.reservoirs == before.reservoirs
         return self._real(weights, config, stream, state, plans, **options)
 
 
@@ -143,6 +156,18 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(lm, ids, method, monkeypatch
     assert limited.tries == [50, 25, 12, 12, 12, 12, 12, 4]
     assert "going on with 12" in caplog.text
     assert relative_rms(out.logits, whole.logits) < 1e-4 and relative_rms(out.state.ssm, whole.state.ssm) < 1e-4
+
+
+def test_a_pass_copies_no_state(lm, ids, monkeypatch):
+    monkeypatch.setattr(State, "clone", lambda self: pytest.fail("cloned"))
+    lm.prefill(ids, chunk=9, method="both")
+
+
+def test_lengths_are_known_without_asking_the_gpu(lm, ids):
+    """They stay on the CPU wherever the model is."""
+    elsewhere = copy(lm)
+    elsewhere.weights = replace(lm.weights, embedding=lm.weights.embedding.to("meta"))
+    assert elsewhere.new_state(2).conv.is_meta and elsewhere.new_state(2).length.device.type == "cpu"
 
 
 def test_other_errors_and_single_tokens_are_not_retried(lm, ids, monkeypatch):

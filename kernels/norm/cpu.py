@@ -1,0 +1,19 @@
+"""The norm on the CPU: tensors in, a numba loop, a tensor out. float32, whatever the inputs' dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..shared.cpu_arrays import one_at_a_time, packed
+from . import cpu_loops
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """See longscan.kernels.rms_norm."""
+    y = torch.empty(x.shape)
+    if y.numel():
+        width = x.shape[-1]
+        with one_at_a_time:
+            cpu_loops.rms(packed(x.reshape(-1, width)), packed(weight), epsilon, y.view(-1, width).numpy())
+    return y

@@ -1,0 +1,86 @@
+"""The scans as torch operators, `torch.ops.longscan.*`: what torch.compile and torch.export see of them.
+
+A compiler cannot look into numba's loops and Triton's launches as we make them; an operator it takes whole, by the
+shapes that come out. The public functions go through these only while one is compiling: a call through torch's
+dispatcher costs tens of microseconds, as much as a decode step's own arithmetic. An operator has no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_NAMESPACE = "longscan"
+_OPTIONS = "Tensor? D, Tensor? z, Tensor? delta_bias, bool delta_softplus, Tensor? threshold, Tensor? scale"
+_LAYER = f"Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, {_OPTIONS}"
+_SCAN = f"{_LAYER}, Tensor? index, Tensor? mask, Tensor? initial_state"
+_STEP = f"Tensor(a!) state, {_LAYER}"
+_SCORES = "Tensor delta, Tensor? delta_bias, bool delta_softplus, Tensor? mask, Tensor? weight"
+SCHEMAS = {
+    "selective_scan": f"({_SCAN}, str backend) -> (Tensor, Tensor)",
+    "selective_step": f"({_STEP}, str backend) -> Tensor",
+    "ssd_scan": f"({_SCAN}, float[] delta_limit, str backend) -> (Tensor, Tensor)",
+    "ssd_step": f"({_STEP}, float[] delta_limit, str backend) -> Tensor",
+    "causal_conv1d": "(Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state, Tensor? mask, str backend) "
+    "-> (Tensor, Tensor)",
+    "token_scores": f"({_SCORES}, str backend) -> Tensor",
+}
+
+
+def register(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A public function as an operator of its name, which takes its arguments in the order of the schema."""
+    name = function.__name__
+    names = [part.split()[-1] for part in SCHEMAS[name].split(") ->")[0].strip("(").split(", ")]
+    mutated = [n for n in names if n == "state"]
+
+    def run(*args: Any) -> Any:
+        given = dict(zip(names, args, strict=True))
+        if "delta_limit" in given:
+            given["delta_limit"] = tuple(given["delta_limit"])
+        found = function(**given)
+        return tuple(t.contiguous() for t in found) if isinstance(found, tuple) else found.contiguous()
+
+    operator = torch.library.custom_op(f"{_NAMESPACE}::{name}", run, mutates_args=mutated, schema=SCHEMAS[name])
+    operator.register_fake(_FAKES[name])
+    return operator
+
+
+def _scanned(x: Tensor, index: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape if index is None else (*index.shape, *x.shape[2:]))
+
+
+def _last(x: Tensor, *shape: int) -> Tensor:
+    return x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _selective_scan(x: Tensor, delta: Tensor, A: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _scanned(x, rest[8]), _last(x, x.shape[0], *A.shape)
+
+
+def _ssd_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _scanned(x, rest[7]), _last(x, x.shape[0], *x.shape[2:], B.shape[3])
+
+
+def _step(state: Tensor, x: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _causal_conv1d(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape[0], x.shape[2], weight.shape[1] - 1)
+
+
+def _token_scores(delta: Tensor, *rest: Any) -> Tensor:
+    return delta.new_empty(delta.shape[:2], dtype=torch.float32)
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "selective_scan": _selective_scan,
+    "selective_step": _step,
+    "ssd_scan": _ssd_scan,
+    "ssd_step": _step,
+    "causal_conv1d": _causal_conv1d,
+    "token_scores": _token_scores,
+}

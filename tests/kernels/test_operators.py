@@ -1,0 +1,67 @@
+"""torch.compile and torch.export take the scans whole: one graph, the same numbers, states updated in place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from longscan.kernels import linear, rms_norm
+from longscan.kernels.operators import SCHEMAS
+
+from .cases import without
+from .test_arguments import call, every_function
+
+NAMES = [*SCHEMAS, "causal_conv1d_step", "rms_norm"]
+
+
+def inputs(name):
+    function, a = every_function()[name]
+    return function, {k: v.clone(memory_format=torch.contiguous_format) for k, v in a.items()}
+
+
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_without_a_break(name, compiler):
+    function, a = inputs(name)
+    wanted = call(function, a, "cpu")
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda **a: function(**a), backend=compiler, fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(call(compiled, a, "cpu"), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exported(name):
+    function, a = inputs(name)
+
+    class Model(torch.nn.Module):
+        def forward(self, a):
+            return function(**a)
+
+    with torch.no_grad():
+        program = torch.export.export(Model(), (a,))
+        found, state = program.module()(a), a.get("state")
+        wanted = call(function, inputs(name)[1], "auto")
+    found = [*(found if isinstance(found, tuple) else (found,)), *([] if state is None else [state])]
+    torch.testing.assert_close([t.double() for t in found], wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("options", [True, False])
+def test_the_shapes_told_are_those_given(name, options):
+    """torch's own check of an operator: schema, mutation, fake tensors, tracing."""
+    _, a = inputs(name)
+    if not options:
+        a = without(a, "index", "mask", "initial_state", "D", "z", "delta_bias", "threshold", "scale")
+    names = [part.split()[-1] for part in SCHEMAS[name].split(") ->")[0].strip("(").split(", ")]
+    given = {"delta_softplus": True, "delta_limit": [0.0, 10.0], "backend": "cpu", **a}
+    operator = getattr(torch.ops.longscan, name).default
+    torch.library.opcheck(operator, tuple(given.get(k) for k in names))
+
+
+def test_a_product_and_a_norm_are_the_compilers_own():
+    def both(x, w):
+        return linear(rms_norm(x, w[0], 1e-5), w)
+
+    x, w = torch.randn(1, 8), torch.randn(8, 8)
+    torch.testing.assert_close(torch.compile(both, backend="aot_eager", fullgraph=True)(x, w), both(x, w))
