@@ -124,7 +124,7 @@ class Search:
 
         Two laws span what is tried: the same share as there, and the same mass, m(S) = m(near); sqrt 2 beyond either.
         """
-        least = self.L / length / 16
+        least = self.L / length / 64  # of a mass
         low, high = sorted((0.0, 2 * math.log2(near / length)))  # half octaves
         around = [2 ** (k / 2) for k in range(min(-2, round(low) - 1), max(2, round(high) + 1) + 1)]
         for steps in (around, (0.84, 1.0, 1.19)):

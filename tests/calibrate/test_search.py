@@ -49,7 +49,10 @@ def search(loss, recipe: str) -> Search:
     return Search(scoring, parse_recipe(recipe, "known"), LENGTHS, 0)
 
 
-@pytest.mark.parametrize("law", [lambda n: 0.3 * n / L, lambda n: 0.5, lambda n: 1.5, lambda n: (n / L) ** 0.5])
+@pytest.mark.parametrize(
+    "law",
+    [lambda n: 0.3 * n / L, lambda n: 0.5, lambda n: 0.12, lambda n: 0.04, lambda n: 1.5, lambda n: (n / L) ** 0.5],
+)
 def test_the_mass_factor_is_found_at_every_length(law):
     def loss(candidate: Candidate, length: int) -> float:
         pick = candidate.filter
