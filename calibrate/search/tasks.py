@@ -72,8 +72,9 @@ def passkey_trials(
     """One prompt of exactly `length` tokens for each entry of `depths`: a key hidden at that depth of running text.
 
     documents: token ids of the haystack's texts; salt: what else is written into it, which changes neither the key nor
-    where its text is from. The split's wordings are drawn from. Everything is in the middle of a text: no BOS, and no space
-    but the wording's own. Raises UserError if the length is too short to hold the task, or no document is long enough.
+    where its text is from. Wordings are drawn from the split's. Everything is in the middle of a text: no BOS, and no
+    space but the wording's own. Raises UserError if the length is too short to hold the task, or no document is long
+    enough.
     """
     rng = random.Random(f"passkey {seed} {length} {split}")
 

@@ -2,8 +2,8 @@
 
 Keys are split three ways by their value modulo five, so that a key met in training or in calibration is never one
 that is evaluated on. The first wording is the one measured; the others are there so that a model trained on the
-task learns the task and not one sentence, and that a calibration picks for the task. This module imports nothing but the standard library: the training
-recipe uses it too.
+task learns the task and not one sentence, and that a calibration picks for the task. This module imports nothing but
+the standard library: the training recipe uses it too.
 """
 
 from __future__ import annotations

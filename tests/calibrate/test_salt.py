@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from longscan.calibrate.search.tasks import DEPTHS, passkey_trials
-from longscan.calibrate.texts.passkey import DIGITS, WORDINGS, Salt
+from longscan.calibrate.texts.passkey import DIGITS, WORDINGS, Salt, wordings
 from longscan.runtime import load
 
-SALT = Salt(numbers=6, distractors=1)
+SALT = Salt(numbers=5, distractors=1)
 
 
 @pytest.fixture(scope="module")
@@ -43,33 +43,43 @@ def test_the_key_and_the_depth_are_those_of_the_plain_prompt(model, documents, l
     salted, prompts = texts(model, documents, SALT, length)
     assert plain.keys == salted.keys and not torch.equal(plain.prompts, salted.prompts)
     for prompt, key, depth in zip(prompts, salted.keys, DEPTHS):
-        needle = WORDINGS[0].hide(key)
-        assert prompt.count(needle) == 1 and prompt.endswith(WORDINGS[0].question)
-        assert abs(prompt.index(needle) / (length - len(needle) - len(WORDINGS[0].question)) - depth) < 0.35
-    assert prompts[0].startswith(WORDINGS[0].hide(salted.keys[0]))
+        (asked,) = [wording for wording in WORDINGS if prompt.endswith(wording.question)]
+        needle = asked.hide(key)
+        assert prompt.count(needle) == 1 and bytes(plain.prompts[DEPTHS.index(depth)].tolist()).decode().count(needle)
+        assert abs(prompt.index(needle) / (length - len(needle) - len(asked.question)) - depth) < 0.35
+        assert depth or prompt.startswith(needle)
+
+
+@pytest.mark.parametrize(("split", "asked"), [("calibrate", WORDINGS[1:]), ("evaluate", WORDINGS[:1])])
+def test_no_wording_that_is_evaluated_was_calibrated_with(model, documents, split, asked):
+    found = passkey_trials(model, documents, 512, DEPTHS * 8, split, 0)
+    assert wordings(split) == asked
+    questions = {bytes(row.tolist()).decode()[-30:] for row in found.prompts}
+    assert questions == {wording.question[-30:] for wording in asked}
 
 
 @pytest.mark.parametrize(("split", "residues"), [("calibrate", {3}), ("evaluate", {4}), ("train", {0, 1, 2})])
 def test_distractors_are_of_the_split_and_never_the_key(split, residues):
     key = {"calibrate": "00003", "evaluate": "00004", "train": "00000"}[split]
     for seed in range(300):
-        for phrase in Salt(distractors=2).phrases(random.Random(seed), 0, key, split):
+        for phrase in Salt(distractors=2).phrases(random.Random(seed), key, WORDINGS[2], split):
             (other,) = set(re.findall(r"\d{5}", phrase))
-            assert other != key and int(other) % 5 in residues and phrase not in WORDINGS[0].hide(other)
+            assert other != key and int(other) % 5 in residues and phrase != WORDINGS[2].hide(other)
 
 
 def test_a_key_drawn_again_is_not_a_distractor(monkeypatch):
     drawn = iter(["00003", "00003", "00008"])
     monkeypatch.setattr("longscan.calibrate.texts.passkey.draw_key", lambda *_: next(drawn))
-    (phrase,) = Salt(distractors=1).phrases(random.Random(0), 0, "00003", "calibrate")
+    (phrase,) = Salt(distractors=1).phrases(random.Random(0), "00003", WORDINGS[0], "calibrate")
     assert "00008" in phrase
 
 
-def test_numbers_are_as_many_as_asked_for_and_shorter_than_keys(model, documents):
-    _, prompts = texts(model, documents, Salt(numbers=6), length=4096)
+@pytest.mark.parametrize("length", [1024, 4096])
+def test_numbers_are_as_many_as_asked_for_and_shorter_than_keys(model, documents, length):
+    _, prompts = texts(model, documents, Salt(numbers=8), length)
     for prompt in prompts:
         numbers = [n for n in re.findall(r"\d+", prompt) if len(n) < DIGITS]
-        assert len(numbers) == 24 and len(re.findall(r"\d{5,}", prompt)) == 2  # of 3987 bytes; the key, twice
+        assert len(numbers) == 8 and len(re.findall(r"\d{5,}", prompt)) == 2  # the key, twice
 
 
 @pytest.mark.parametrize(("share", "wanted"), [(1.0, [1, 1, 1, 1]), (0.5, [0, 1, 0, 1]), (0.25, [0, 0, 0, 1])])
@@ -78,6 +88,6 @@ def test_the_salted_ones_are_spread_evenly(share, wanted):
 
 
 def test_a_haystack_too_short_for_its_salt_keeps_half_of_its_text(model, documents):
-    _, prompts = texts(model, documents, Salt(numbers=200), length=256)
+    _, prompts = texts(model, documents, Salt(numbers=200), length=512)
     for prompt in prompts:
         assert prompt.count("figures") + prompt.count("here") >= 4

@@ -115,3 +115,20 @@ def test_stretched_tables_are_made_once():
     assert torch.equal(first[0, 3], kept.masked_fill(local, 0.0)) and bool((first[:, (0, 2)] == 0).all())
     tables.layers[1].sketch.mass.zero_()  # no longer looked at
     assert torch.equal(tables.thresholds(pick, [0.1, 0.4]), first.flip(0))
+
+
+def test_no_recall_makes_up_for_reading_worse_than_the_plain_model():
+    plain = torch.tensor([1.0, 1.2, 1.1, 1.3], dtype=torch.float64)
+    noise = torch.tensor([0.01, -0.01, 0.01, -0.01], dtype=torch.float64)
+    kinds = {1.0: (plain + 0.1 + noise, 0.9), 0.5: (plain + 0.001 + noise, 0.6), 0.1: (plain - 0.1, 0.2)}
+
+    class Mixed(Known):
+        def score(self, candidate, length, share=1.0, prefix=None):
+            losses, answered = kinds[candidate.filter.share] if candidate.filter else (plain, 0.0)
+            return Score(losses, torch.full((4,), answered, dtype=torch.float64), torch.ones(4, dtype=torch.bool))
+
+    layers = tuple(range(N_LAYER))
+    lm = SimpleNamespace(weights=SimpleNamespace(layers=layers), hybrid=False)
+    scoring = Mixed(lm, None, "mixed", torch.zeros(4, 8), {}, 8, 4096, Journal(None, "", False))
+    found = scoring.halving([Candidate(FilterPick(-3.0, layers, share)) for share in kinds], 512)
+    assert found[0].filter is not None and found[0].filter.share == 0.5
