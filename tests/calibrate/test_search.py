@@ -132,3 +132,18 @@ def test_no_recall_makes_up_for_reading_worse_than_the_plain_model():
     scoring = Mixed(lm, None, "mixed", torch.zeros(4, 8), {}, 8, 4096, Journal(None, "", False))
     found = scoring.halving([Candidate(FilterPick(-3.0, layers, share)) for share in kinds], 512)
     assert found[0].filter is not None and found[0].filter.share == 0.5
+
+
+def test_a_mass_near_one_is_found_close_to_the_training_length_below_a_small_one():
+    """With few lengths the neighbour is far: 0.1 times the mass there, and one here."""
+
+    def loss(candidate: Candidate, length: int) -> float:
+        pick = candidate.filter
+        law = 0.1 if length > 2 * L else 1.0
+        return 9.0 if pick is None else abs(math.log(pick.share * length / L / law))
+
+    searching = search(loss, "filter: {g_fit: stretched, layers: all}")
+    searching.lengths, searching.pivot = [2 * L, 64 * L], 64 * L
+    first = searching.run({"filter"})[0].filter
+    assert first is not None and first.filter is not None
+    assert first.filter.share * 2 == pytest.approx(1.0, rel=0.12)
