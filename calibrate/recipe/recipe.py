@@ -74,7 +74,7 @@ class Mass:
         (0.1, 0.2, 0.4, 0.6), listing(_positive, "numbers above 0"), "candidates as multiples of S/L: m = law * S/L"
     )
     factors: tuple[float, ...] | None = setting(
-        (0.5, 1.0, 2.0),
+        (0.06, 0.12, 0.25, 0.5, 1.0, 2.0),
         optional(listing(_positive, "numbers above 0")),
         "candidates for m itself, the same at every length",
     )
@@ -185,6 +185,15 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Recall:
+    """Passkeys that candidates are compared on: some haystacks are salted, as other kinds of text are by themselves."""
+
+    numbers: int = setting(5, integer(0, 1000), "numbers of up to four digits written into a salted haystack")
+    distractors: int = setting(1, integer(0, 100), "other keys, in other wordings, in a salted haystack")
+    share: float = setting(0.5, number(0, at_most=1), "share of the haystacks that are salted")
+
+
+@dataclass(frozen=True)
 class Policy:
     confidence: float = setting(
         0.95,
@@ -229,6 +238,7 @@ class Recipe:
     filter: Filter = field(default=Filter(), metadata=about(section(Filter), "LongMamba's token filtering"))
     decimate: Decimate = field(default=Decimate(), metadata=about(section(Decimate), "DeciMamba's token decimation"))
     scale: Scale = field(default=Scale(), metadata=about(section(Scale), "delta scaling, the rival of both"))
+    recall: Recall = field(default=Recall(), metadata=about(section(Recall), "the passkeys candidates are compared on"))
     policy: Policy = field(default=Policy(), metadata=about(section(Policy), "how the method of a length is picked"))
 
     def target_lengths(self, train_length: int) -> list[int]:

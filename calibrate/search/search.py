@@ -123,9 +123,12 @@ class Search:
         """The kept share, from that of a length near by, in steps of sqrt 2 and then of 2^(1/4).
 
         Two laws span what is tried: the same share as there, and the same mass, m(S) = m(near); sqrt 2 beyond either.
+        Towards L, where m is 1, all masses up to that one.
         """
-        least = self.L / length / 16
+        least = self.L / length / 64  # of a mass
         low, high = sorted((0.0, 2 * math.log2(near / length)))  # half octaves
+        if length < near:
+            high = max(high, 2 * math.log2(self.L / length / pick.share))
         around = [2 ** (k / 2) for k in range(min(-2, round(low) - 1), max(2, round(high) + 1) + 1)]
         for steps in (around, (0.84, 1.0, 1.19)):
             tried = [min(1.0, max(least, pick.share * step)) for step in steps]

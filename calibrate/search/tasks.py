@@ -14,7 +14,7 @@ from ...runtime.checkpoint.tokenizer import inside_ids
 from ...runtime.model import LM
 from ...runtime.reading.state import State
 from ..errors import UserError
-from ..texts.passkey import WORDINGS, Split, answer, draw_key, is_answered
+from ..texts.passkey import PLAIN_HAYSTACK, Salt, Split, answer, draw_key, is_answered, wordings
 from ..work.processes import ALONE, Processes
 from .shared_layers import Read, read_all
 
@@ -61,30 +61,37 @@ class PasskeyTrials:
 
 
 def passkey_trials(
-    lm: LM, documents: Sequence[Tensor], length: int, depths: Sequence[float], split: Split, seed: int
+    lm: LM,
+    documents: Sequence[Tensor],
+    length: int,
+    depths: Sequence[float],
+    split: Split,
+    seed: int,
+    salt: Salt = PLAIN_HAYSTACK,
 ) -> PasskeyTrials:
     """One prompt of exactly `length` tokens for each entry of `depths`: a key hidden at that depth of running text.
 
-    documents: token ids of the haystack's texts. Raises UserError if the length is too short to hold the task, or no
-    document is long enough. Everything is in the middle of a text: no BOS, and no space but the wording's own.
+    documents: token ids of the haystack's texts; salt: what else is written into it, which changes neither the key nor
+    where its text is from. Wordings are drawn from the split's. Everything is in the middle of a text: no BOS, and no
+    space but the wording's own. Raises UserError if the length is too short to hold the task, or no document is long
+    enough.
     """
-    wording = WORDINGS[0]
     rng = random.Random(f"passkey {seed} {length} {split}")
 
     def encode(text: str) -> list[int]:
         return inside_ids(lm.tokenizer, [text])[0]
 
-    question = encode(wording.question)
     prompts: list[list[int]] = []
     answers: list[list[int]] = []
     keys: list[str] = []
-    for depth in depths:
+    for i, depth in enumerate(depths):
+        wording = random.Random(f"wording {seed} {length} {i}").choice(wordings(split))
         while True:  # keys whose answer has another number of tokens cannot share a batch
             key = draw_key(rng, split)
             answered = encode(answer(key))
             if not answers or len(answered) == len(answers[0]):
                 break
-        needle = encode(wording.hide(key))
+        needle, question = encode(wording.hide(key)), encode(wording.question)
         room = length - len(needle) - len(question)
         if room < 0:
             raise UserError(
@@ -101,11 +108,38 @@ def passkey_trials(
         document = rng.choices(usable, [len(document) - room + 1 for document in usable])[0]
         start = rng.randrange(len(document) - room + 1)
         text = document[start : start + room].tolist()
-        place = round(depth * room)
-        prompts.append(text[:place] + needle + text[place:] + question)
+        phrases: list[list[int]] = []
+        if salt.wanted(i):
+            draw = random.Random(f"salt {seed} {length} {split} {i}")
+            written = salt.phrases(draw, key, wording, split)
+            phrases = inside_ids(lm.tokenizer, written) if written else []
+        prompts.append(_hide(text, needle, depth, phrases, random.Random(f"places {seed} {length} {i}")) + question)
         answers.append(answered)
         keys.append(key)
     return PasskeyTrials(torch.tensor(prompts), torch.tensor(answers), tuple(keys), tuple(depths))
+
+
+def _hide(text: list[int], needle: list[int], depth: float, phrases: list[list[int]], rng: random.Random) -> list[int]:
+    """The needle at `depth` of a haystack as long as `text`, phrases at random places in it; nothing is cut apart.
+
+    As many of the phrases as take no more than half the haystack are used; the text's end makes room for them.
+    """
+    used, left = [], len(text) // 2
+    for phrase in phrases:
+        if len(phrase) <= left:
+            used.append(phrase)
+            left -= len(phrase)
+    text = text[: len(text) - sum(map(len, used))]
+    place = round(depth * len(text))
+    inserts = sorted([(rng.randrange(len(text) + 1), phrase) for phrase in used], key=lambda each: each[0])
+    before = [each for each in inserts if each[0] < place]
+    after = inserts[len(before) :]
+    found: list[int] = []
+    last = 0
+    for at, tokens in [*before, (place, needle), *after]:
+        found += text[last:at] + tokens
+        last = at
+    return found + text[last:]
 
 
 def passkey_answered(

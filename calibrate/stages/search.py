@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..search.recall import settle_objective
 from ..search.scoring import Scoring
 from ..search.search import LengthPicks, Search, plain_scores
 from ..search.tasks import DEPTHS, PasskeyTrials, passkey_trials
+from ..texts.passkey import Salt
 from ..work.journal import Journal
 from .job import Job
 from .measure import Measured
@@ -52,6 +53,7 @@ def search(job: Job, measured: Measured, journal: Journal) -> Found:
 
 
 def passkeys(job: Job, tokens: Tokens, length: int, samples: int, seed: int) -> PasskeyTrials:
-    """Trials at one length, as many as suit `samples` windows, equally many at each depth."""
+    """Trials at one length, as many as suit `samples` windows, equally many at each depth; some haystacks salted."""
     depths = [DEPTHS[i % len(DEPTHS)] for i in range(len(DEPTHS) * -(-samples // 4))]
-    return passkey_trials(job.lm, tokens.held_out, length, depths, "calibrate", seed)
+    salt = Salt(**asdict(job.recipe.recall))
+    return passkey_trials(job.lm, tokens.held_out, length, depths, "calibrate", seed, salt)

@@ -49,7 +49,10 @@ def search(loss, recipe: str) -> Search:
     return Search(scoring, parse_recipe(recipe, "known"), LENGTHS, 0)
 
 
-@pytest.mark.parametrize("law", [lambda n: 0.3 * n / L, lambda n: 0.5, lambda n: 1.5, lambda n: (n / L) ** 0.5])
+@pytest.mark.parametrize(
+    "law",
+    [lambda n: 0.3 * n / L, lambda n: 0.5, lambda n: 0.12, lambda n: 0.04, lambda n: 1.5, lambda n: (n / L) ** 0.5],
+)
 def test_the_mass_factor_is_found_at_every_length(law):
     def loss(candidate: Candidate, length: int) -> float:
         pick = candidate.filter
@@ -112,3 +115,35 @@ def test_stretched_tables_are_made_once():
     assert torch.equal(first[0, 3], kept.masked_fill(local, 0.0)) and bool((first[:, (0, 2)] == 0).all())
     tables.layers[1].sketch.mass.zero_()  # no longer looked at
     assert torch.equal(tables.thresholds(pick, [0.1, 0.4]), first.flip(0))
+
+
+def test_no_recall_makes_up_for_reading_worse_than_the_plain_model():
+    plain = torch.tensor([1.0, 1.2, 1.1, 1.3], dtype=torch.float64)
+    noise = torch.tensor([0.01, -0.01, 0.01, -0.01], dtype=torch.float64)
+    kinds = {1.0: (plain + 0.1 + noise, 0.9), 0.5: (plain + 0.001 + noise, 0.6), 0.1: (plain - 0.1, 0.2)}
+
+    class Mixed(Known):
+        def score(self, candidate, length, share=1.0, prefix=None):
+            losses, answered = kinds[candidate.filter.share] if candidate.filter else (plain, 0.0)
+            return Score(losses, torch.full((4,), answered, dtype=torch.float64), torch.ones(4, dtype=torch.bool))
+
+    layers = tuple(range(N_LAYER))
+    lm = SimpleNamespace(weights=SimpleNamespace(layers=layers), hybrid=False)
+    scoring = Mixed(lm, None, "mixed", torch.zeros(4, 8), {}, 8, 4096, Journal(None, "", False))
+    found = scoring.halving([Candidate(FilterPick(-3.0, layers, share)) for share in kinds], 512)
+    assert found[0].filter is not None and found[0].filter.share == 0.5
+
+
+def test_a_mass_near_one_is_found_close_to_the_training_length_below_a_small_one():
+    """With few lengths the neighbour is far: 0.1 times the mass there, and one here."""
+
+    def loss(candidate: Candidate, length: int) -> float:
+        pick = candidate.filter
+        law = 0.1 if length > 2 * L else 1.0
+        return 9.0 if pick is None else abs(math.log(pick.share * length / L / law))
+
+    searching = search(loss, "filter: {g_fit: stretched, layers: all}")
+    searching.lengths, searching.pivot = [2 * L, 64 * L], 64 * L
+    first = searching.run({"filter"})[0].filter
+    assert first is not None and first.filter is not None
+    assert first.filter.share * 2 == pytest.approx(1.0, rel=0.12)
