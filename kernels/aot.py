@@ -22,6 +22,8 @@ from triton.compiler import ASTSource
 
 from .conv.triton import CONV_CONFIG
 from .conv.triton_kernel import conv_silu
+from .norm.triton import NORM_CONFIG
+from .norm.triton_kernel import rms
 from .scan.triton import CARRY_CONFIG, STEP_CONFIG
 from .scan.triton_kernel import carry, scan
 from .scan.triton_plan import REGISTERS, SCAN_CONFIGS, ScanConfig
@@ -71,11 +73,11 @@ _FLOAT32 = {
 }
 _OTHER = {
     "index": "*i64", "mask": "*i1", "top": "*i32", "shift": "*i32", "counts": "*i32", "mass": "*i64",
-    "low": "fp32", "high": "fp32",
+    "low": "fp32", "high": "fp32", "epsilon": "fp32",
 }  # fmt: skip
-_INT32 = re.compile(r"^(s[xdzgBCD]_[btdgh]|L|steps|channels|chunks|chunk_size|heads|shared|groups)$")
+_INT32 = re.compile(r"^(s[xdzgBCD]_[btdgh]|L|steps|channels|chunks|chunk_size|heads|shared|groups|M|sx)$")
 # Tensors and rows start at multiples of 16 bytes and elements; these, and what a kernel does not specialise, anywhere.
-_ANY = {"heads", "shared", "groups", "low", "high"}
+_ANY = {"heads", "shared", "groups", "low", "high", "epsilon"}
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,9 @@ def variants(lanes: int = LANES) -> Iterator[Variant]:
     yield scan_variant("selective_scan:all", ScanConfig(CH=1), OPTIONS, N=8, lanes=lanes, even=False)
     grid = {"UNIT": 2.0**36, "HEAD": 6, "SEGMENTS": 7, "ROOM": 512}
     yield _tile("sketch", sketch, SKETCH_CONFIG, grid, SKETCH_CONFIG["BLOCK_T"], True)
+    yield Variant(
+        "rms_norm", rms, {"BLOCK": 4096}, NORM_CONFIG["num_warps"], 4096 / LANES / NORM_CONFIG["num_warps"], False
+    )
     for on in (True, False):
         carried = {"HAS_INITIAL": on, "N": 16}
         yield _tile("selective_scan:carry", carry, CARRY_CONFIG, carried, CARRY_CONFIG["BLOCK_D"] * 16, True)

@@ -28,5 +28,5 @@ def rms_norm(
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (..., {weight.shape[0]})")
     shape("weight", weight, (x.shape[-1],))
     fused = torch.compiler.is_compiling()  # whose compiler fuses torch's operations itself
-    y = (reference if fused else module("norm", backend, given)).rms_norm(x, weight, epsilon)
-    return y.to(x.dtype if dtype is None else dtype)
+    run = reference if fused else module("norm", backend, given)
+    return run.rms_norm(x, weight, epsilon, x.dtype if dtype is None else dtype)

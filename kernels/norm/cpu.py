@@ -9,11 +9,11 @@ from ..shared.cpu_arrays import one_at_a_time, packed
 from . import cpu_loops
 
 
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
     """See longscan.kernels.rms_norm."""
     y = torch.empty(x.shape)
     if y.numel():
         width = x.shape[-1]
         with one_at_a_time:
             cpu_loops.rms(packed(x.reshape(-1, width)), packed(weight), epsilon, y.view(-1, width).numpy())
-    return y
+    return y.to(dtype)

@@ -1,7 +1,25 @@
-"""The norm on a GPU is torch's: there is no kernel for it."""
+"""The launch of RMSNorm's Triton kernel."""
 
 from __future__ import annotations
 
-from .reference import rms_norm
+import torch
+import triton
+from torch import Tensor
 
-__all__ = ["rms_norm"]
+from ..shared.triton_launch import FUSED, dense
+from .triton_kernel import rms
+
+NORM_CONFIG = {"num_warps": 4}
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
+    """See longscan.kernels.rms_norm."""
+    M = x.shape[-1]
+    rows = x.reshape(-1, M)
+    rows = rows if rows.stride(-1) == 1 else rows.contiguous()
+    y = torch.empty(x.shape, dtype=dtype, device=x.device)
+    if y.numel():
+        rms[(rows.shape[0],)](
+            rows, dense(weight), y, rows.stride(0), M, epsilon, BLOCK=triton.next_power_of_2(M), **NORM_CONFIG, **FUSED
+        )
+    return y

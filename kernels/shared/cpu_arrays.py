@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# numba's workqueue, its threading layer where there is neither TBB nor OpenMP, is not safe to enter from several threads.
+# numba's workqueue, its threading layer where there is neither TBB nor OpenMP, may not be entered by several threads.
 one_at_a_time = threading.Lock()
 
 
