@@ -56,7 +56,7 @@ class DecodeGraph:
     """A decode step as one CUDA graph. `state` is the graph's own: step(token) advances it in place."""
 
     def __init__(self, lm: LM, state: State):
-        self.token = torch.zeros_like(state.length)
+        self.token = torch.zeros(state.batch, dtype=torch.int64, device=state.conv.device)
         before = state.clone()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
