@@ -35,8 +35,8 @@ def attach(
     """Run a foreign model's Mamba layers through our kernels, by the sidecar's plan for each prompt.
 
     model: transformers' Mamba, FalconMamba or Mamba2, its hybrids Zamba2, Bamba, Granite 4, Jamba, Falcon-H1 or
-        Nemotron-H, or mamba_ssm's MambaLMHeadModel, or PEFT's wrapper of one; it is changed in place, and its projections, norms, attention and
-        caches stay its own
+        Nemotron-H, or mamba_ssm's MambaLMHeadModel, also in PEFT's wrapper; it is changed in place, and its
+        projections, norms, attention and caches stay its own
     sidecar: a file, a Hub id or a Sidecar; None is the plain model (with transformers' chunked Mamba-1 prefill mended)
     method: "auto" (the sidecar's choice at the prompt's length) or one to force, as in LM.prefill
     filter_decode: filter generated tokens too, with the sidecar's g at the length reached; False as published; None as

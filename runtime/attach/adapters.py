@@ -130,8 +130,8 @@ def _check_read(mixer: Any, name: str, kind: type[nn.Module]) -> None:
     module = getattr(mixer, name)
     if type(module).forward is not kind.forward or not module.weight.is_floating_point():
         raise ValueError(
-            f"attach reads the weights of {name}, and this model's is a {type(module).__name__}: an adapter there would "
-            "be left out, a quantised weight misread; merge the adapter, or load the model with a plain float one"
+            f"attach reads the weights of {name}, and this model's is a {type(module).__name__}: an adapter there "
+            "would be left out, a quantised weight misread; merge the adapter, or load the model with a plain float one"
         )
 
 
