@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..kernels import raw_delta_cut
 from ..runtime import CheckpointError, Sidecar, SidecarError
+from ..runtime.checkpoint.config import delta_limit
 from ..runtime.checkpoint.reader import read_tensors
 from ..runtime.checkpoint.source import locate
 from ..runtime.families.weights import STEERING, fingerprint
@@ -52,7 +54,8 @@ def stored_layers(model: str, revision: str | None = None) -> tuple[list[Layer],
     model: a folder or a Hub id. Raises CheckpointError if it cannot be read or holds no Mamba layers.
     """
     source = locate(model, revision)
-    found = read_tensors(source, lambda name, t: t.clone() if name.endswith(STEERING) else t.to("meta"))
+    # Of the others only the shape is asked for: one zero, seen as often as needed.
+    found = read_tensors(source, lambda name, t: t.clone() if name.endswith(STEERING) else t.new_zeros(()).expand_as(t))
     mixers = {}
     for name in found:
         if at := re.search(r"\.layers\.(\d+)\.(.+\.)?A_log$", name):
@@ -74,6 +77,26 @@ def stored_layers(model: str, revision: str | None = None) -> tuple[list[Layer],
         raise CheckpointError(f"{source.name}: no tensor {ordered[0]}in_proj.weight")
     named["backbone.layers.0.mixer.in_proj.weight"] = in_proj
     return layers, fingerprint(named, len(ordered))
+
+
+def check_limit(sidecar: Sidecar, length: int, model: str, revision: str | None = None) -> None:
+    """Raise ValueError where a model's limits of delta put our filter and an engine without them at odds.
+
+    With delta raised to a floor first, g below the floor drops nothing and the cut on raw delta does; with delta
+    lowered to a ceiling, g at or above it drops everything and the cut does not. At every other g both drop the same.
+    """
+    source = locate(model, revision)
+    path = source.find("config.json")
+    low, high = (0.0, float("inf")) if path is None else delta_limit(json.loads(path.read_text(encoding="utf-8")))
+    for layer in range(int(sidecar.metadata["n_layer"])):
+        g = sidecar.thresholds(layer, length)
+        odd = g[((g > 0) & (g < low)) | (g >= high)]
+        if len(odd):
+            raise ValueError(
+                f"{source.name} limits delta to ({low:g}, {high:g}), which this engine does not: with the sidecar's g "
+                f"of {float(odd[0]):g} in Mamba layer {layer} at {length} tokens it would skip other tokens than were "
+                "calibrated; read this model with longscan.runtime, or give a length whose g lies within the limits"
+            )
 
 
 def which_layer(layers: Sequence[Layer], A: Tensor, bias: Tensor, rank: int = 0, ranks: int = 1) -> int:

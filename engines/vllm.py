@@ -61,7 +61,7 @@ class Filters:
 
         self._say = init_logger("vllm.longscan").info_once
         self._sidecar = Sidecar.read(path)
-        self._cuts = cuts_at(self._sidecar, length)
+        self._length, self._cuts = length, cuts_at(self._sidecar, length)
         self._layers: list[Any] | None = None
         own = self._sidecar.plan(length)
         self._say(
@@ -77,7 +77,7 @@ class Filters:
 
         Looked up at its first call: vLLM loads weights after it has built the layers. The first of all reads the
         checkpoint and refuses one the sidecar was not made for, with SidecarError; a mixer that holds other weights
-        than the checkpoint's layers is refused with CheckpointError.
+        than the checkpoint's layers is refused with CheckpointError, one whose limits of delta matter with ValueError.
         """
         held = vars(mixer)
         if _CUT not in held:
@@ -88,13 +88,15 @@ class Filters:
     def _find(self, mixer: Any, A: Tensor, bias: Tensor) -> Tensor | None:
         from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
 
-        from .band import stored_layers, which_layer
+        from .band import check_limit, stored_layers, which_layer
 
         if self._layers is None:
             served = mixer.model_config
             name = os.environ.get(CHECKPOINT) or served.model
-            layers, found = stored_layers(name, served.revision if name == served.model else None)
+            revision = served.revision if name == served.model else None
+            layers, found = stored_layers(name, revision)
             self._sidecar.check_model(found, name)
+            check_limit(self._sidecar, self._length, name, revision)
             self._layers = layers
         rank, ranks = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
         layer = which_layer(self._layers, A, bias, rank, ranks)

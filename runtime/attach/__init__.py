@@ -35,8 +35,8 @@ def attach(
     """Run a foreign model's Mamba layers through our kernels, by the sidecar's plan for each prompt.
 
     model: transformers' Mamba, FalconMamba or Mamba2, its hybrids Zamba2, Bamba, Granite 4, Jamba, Falcon-H1 or
-        Nemotron-H, or mamba_ssm's MambaLMHeadModel; it is changed in place, and its projections, norms, attention and
-        caches stay its own
+        Nemotron-H, or mamba_ssm's MambaLMHeadModel, also in PEFT's wrapper; it is changed in place, and its
+        projections, norms, attention and caches stay its own
     sidecar: a file, a Hub id or a Sidecar; None is the plain model (with transformers' chunked Mamba-1 prefill mended)
     method: "auto" (the sidecar's choice at the prompt's length) or one to force, as in LM.prefill
     filter_decode: filter generated tokens too, with the sidecar's g at the length reached; False as published; None as
@@ -47,6 +47,7 @@ def attach(
     Raises ValueError for a model attach does not know, one that is attached already, or a method it cannot follow, and
     SidecarError for a sidecar that is malformed or made for another model.
     """
+    model = _inside(model)
     family = family_of(model)
     if MARK in vars(model):
         raise ValueError("this model is attached already; detach(model) first")
@@ -74,6 +75,12 @@ def detach(model: Any) -> None:
 
     Raises ValueError if it is not attached.
     """
+    model = _inside(model)
     if MARK not in vars(model):
         raise ValueError("this model is not attached; nothing to detach")
     vars(model)[MARK].detach()
+
+
+def _inside(model: Any) -> Any:
+    """The model itself where PEFT has wrapped it: its adapters lie in the projections, which stay the model's own."""
+    return model.get_base_model() if type(model).__module__.startswith("peft.") else model

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..families.layer import Layer, Projection
 from ..families.mamba1 import Mamba1
@@ -22,8 +22,8 @@ def mamba1(mixer: Any) -> Mamba1:
     """transformers' Mamba, Falcon-Mamba and Jamba, and mamba_ssm's, with in_proj, conv1d, x_proj, dt_proj, A_log, D and
     out_proj."""
     _check_activation(mixer)
-    if not mixer.dt_proj.weight.is_floating_point():
-        raise ValueError("attach cannot read quantized dt_proj weights; load the model in a float dtype")
+    _check_read(mixer, "dt_proj", nn.Linear)
+    _check_read(mixer, "conv1d", nn.Conv1d)
     return Mamba1(
         in_proj=mixer.in_proj,
         conv=mixer.conv1d.weight[:, 0],
@@ -104,6 +104,7 @@ def _mamba2(
     in_proj: Projection | None = None,
 ) -> Mamba2:
     _check_activation(mixer)
+    _check_read(mixer, "conv1d", nn.Conv1d)
     low, high = limit
     return Mamba2(
         in_proj=mixer.in_proj if in_proj is None else in_proj,
@@ -118,6 +119,20 @@ def _mamba2(
         groups=groups,
         N=N,
     )
+
+
+def _check_read(mixer: Any, name: str, kind: type[nn.Module]) -> None:
+    """Raise ValueError for a module whose weights are read, not called, and say less than its own forward computes.
+
+    A quantised weight that is a tensor by its own arithmetic (torchao's) may stay in a plain Linear: F.linear of it is
+    what its module computes. An adapter, or a weight packed into integers, is a module of another kind.
+    """
+    module = getattr(mixer, name)
+    if type(module).forward is not kind.forward or not module.weight.is_floating_point():
+        raise ValueError(
+            f"attach reads the weights of {name}, and this model's is a {type(module).__name__}: an adapter there "
+            "would be left out, a quantised weight misread; merge the adapter, or load the model with a plain float one"
+        )
 
 
 def _check_activation(mixer: Any) -> None:

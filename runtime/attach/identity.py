@@ -81,5 +81,7 @@ def _digest(model: Any, family: Family, steering: dict[str, Tensor]) -> str:
         if (place := _place(f"{names[id(mixer)]}.{name}")) in steering
     }
     tensors["backbone.embedding.weight"] = family.embedding(model).weight
-    tensors["backbone.layers.0.mixer.in_proj.weight"] = mixers[0].in_proj.weight
+    projection = mixers[0].in_proj  # its own sizes: a quantised weight may lie packed in another shape
+    sizes = projection.out_features, projection.in_features
+    tensors["backbone.layers.0.mixer.in_proj.weight"] = torch.empty(sizes, device="meta")
     return fingerprint(tensors, len(mixers))

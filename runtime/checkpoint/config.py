@@ -185,6 +185,18 @@ def _transformers(data: dict[str, Any], ends: tuple[int, ...]) -> ModelConfig:
     )
 
 
+def delta_limit(data: dict[str, Any]) -> tuple[float, float]:
+    """What config.json, of any family and layout, limits delta to after softplus; (0, inf) where it does not.
+
+    Raises CheckpointError for a limit that is not two numbers.
+    """
+    if isinstance(layer := data.get("ssm_cfg"), dict) and is_state_spaces(data):
+        return _limit(layer.get("dt_limit"))
+    if data.get("model_type") == "zamba2":  # transformers' limit of it, by another key
+        return float(data.get("time_step_min", 0.001)), math.inf
+    return _limit(data.get("mamba_dt_limit", data.get("time_step_limit")))
+
+
 def _limit(given: Any) -> tuple[float, float]:
     """Two numbers; transformers writes an infinite one as {"__float__": "Infinity"}."""
     if given is None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from longscan.engines.band import SKIP, cuts_at, stored_layers, which_layer
+from longscan.engines.band import SKIP, check_limit, cuts_at, stored_layers, which_layer
 from longscan.kernels import raw_delta_cut
 from longscan.runtime import CheckpointError, SidecarError, load
 
@@ -86,6 +88,51 @@ def test_what_an_engine_cannot_follow_is_refused(demo):
         cuts_at(side, 10)
     with pytest.raises(SidecarError, match="filter_decode: false"):
         cuts_at(make_sidecar(demo, filter_decode=False), 4 * side.train_length)
+
+
+def write_config(folder, **config):
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "refused"),
+    [
+        ({"model_type": "mamba2", "time_step_limit": [0.0, math.inf]}, False),
+        ({"model_type": "mamba2", "time_step_limit": [0.001, {"__float__": "Infinity"}]}, False),  # below every g
+        ({"model_type": "mamba2", "time_step_limit": [0.01, 1.0]}, True),
+        ({"model_type": "mamba2", "time_step_limit": [0.0, 0.01]}, True),
+        ({"d_model": 64, "ssm_cfg": {"layer": "Mamba2", "dt_limit": [0.01, 1.0]}}, True),
+        ({"model_type": "nemotron_h", "time_step_min": 0.01}, False),
+        ({"model_type": "nemotron_h", "mamba_dt_limit": [0.01, 1.0]}, True),
+        ({"model_type": "zamba2", "time_step_min": 0.01}, True),
+        ({"model_type": "zamba2"}, False),
+    ],
+)
+def test_limits_that_change_what_is_dropped_are_refused(demo, tmp_path, config, refused):
+    """Engines leave a model's limits of delta out; only where g lies within them are the same tokens dropped."""
+    side, length = make_sidecar(demo), 4 * 16
+    g = torch.stack([side.thresholds(k, length) for k in range(int(side.metadata["n_layer"]))])
+    table = side.tensors["bands.0.thresholds"]  # (lengths, layers, channels): every g that is not 0 in 0.002 ... 0.02
+    moved = torch.where(table > 0, 0.002 + table * 0.018 / table.max(), table)
+    side = replace(side, tensors={**side.tensors, "bands.0.thresholds": moved})
+    assert (g > 0).any()
+    folder = write_config(tmp_path, **config)
+    if refused:
+        with pytest.raises(ValueError, match=r"limits delta to \(.*, which this engine does not: with the sidecar's g"):
+            check_limit(side, length, folder)
+    else:
+        check_limit(side, length, folder)
+
+
+@pytest.mark.parametrize("low", [0.0, 0.02])
+def test_a_floor_below_g_drops_what_the_cut_drops(low):
+    """And one above it does not: our runtime then drops nothing."""
+    g = torch.tensor([0.01])
+    raw = torch.linspace(-8, 0, 400)[:, None]
+    ours = torch.nn.functional.softplus(raw).clamp(min=low) <= g
+    same = torch.equal(ours, raw <= raw_delta_cut(g))
+    assert same == (low < 0.01)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

@@ -6,6 +6,8 @@ must be the scan of raw delta as it came, filtered.
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 import types
@@ -17,6 +19,7 @@ from longscan.engines import vllm as plugin
 from longscan.engines.band import stored_layers
 from longscan.kernels import selective_scan, ssd_scan
 from longscan.runtime import CheckpointError, SidecarError, load
+from longscan.runtime.checkpoint.source import BUNDLED
 
 from ..checkpoints import make_sidecar
 from . import vllm_stand_in
@@ -167,6 +170,21 @@ def test_a_quantised_model_names_the_checkpoint_it_was_made_of(stored, stand_in,
         mixer.raw_of(handed.clone())
     monkeypatch.setenv(plugin.CHECKPOINT, stored.name)
     assert not torch.equal(mixer.raw_of(handed.clone()), raw)
+
+
+def test_a_model_whose_floor_is_above_g_is_refused(both, stand_in, monkeypatch, tmp_path):
+    """vLLM has no floor: it would drop tokens that our runtime reads."""
+    stored = both["demo-mamba2"]
+    folder = shutil.copytree(BUNDLED["demo-mamba2"], tmp_path / "floor")
+    config = json.loads((folder / "config.json").read_text())
+    config["ssm_cfg"]["dt_limit"] = [0.05, 1.0]
+    (folder / "config.json").write_text(json.dumps(config))
+    modules = stand_in()
+    ask(monkeypatch, stored)
+    mixer = mixer_of(modules, stored, 0)
+    mixer.model_config.model = str(folder)
+    with pytest.raises(ValueError, match=r"floor limits delta to \(0.05, 1\)"):
+        mixer.raw_of(given(mixer)[0])
 
 
 def test_without_a_sidecar_it_does_nothing(monkeypatch):

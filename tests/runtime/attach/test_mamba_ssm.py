@@ -141,12 +141,14 @@ def test_chunks_go_on_from_the_state(mamba_ssm, ids, layer, relative_rms):
 def test_what_cannot_be_read_is_refused(mamba_ssm, pair, ids):
     from mamba_ssm.models.config_mamba import MambaConfig
 
-    hybrid = MambaConfig(
-        d_model=16, n_layer=2, vocab_size=64, attn_layer_idx=[1], attn_cfg={"num_heads": 2}, rms_norm=False,
-        fused_add_norm=False,
-    )  # fmt: skip
-    with pytest.raises(ValueError, match="attention layers"):
-        attach(mamba_ssm.MambaLMHeadModel(hybrid))
+    for layer in ("Mamba1", "Mamba2"):  # the second is state-spaces/mamba2attn-2.7b
+        heads = {"headdim": 8} if layer == "Mamba2" else {}
+        hybrid = MambaConfig(
+            d_model=16, n_layer=2, vocab_size=64, ssm_cfg={"layer": layer, **heads},
+            attn_layer_idx=[1], attn_cfg={"num_heads": 2}, rms_norm=False, fused_add_norm=False,
+        )  # fmt: skip
+        with pytest.raises(ValueError, match="attention layers"):
+            attach(mamba_ssm.MambaLMHeadModel(hybrid))
     with pytest.raises(ValueError, match="d_ssm"):
         attach(make(mamba_ssm, layer="Mamba2", headdim=8, d_ssm=24))
     peer, _ = pair
