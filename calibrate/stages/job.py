@@ -12,7 +12,7 @@ from ..recipe.recipe import Recipe
 from ..search.scoring import Objective
 from ..work.processes import Processes
 
-_JUDGED = 4  # times as many windows decide at a short length as are searched on
+_JUDGED = 2  # times as many windows decide at a short length as are searched on
 
 
 @dataclass(frozen=True)

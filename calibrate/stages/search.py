@@ -53,7 +53,10 @@ def search(job: Job, measured: Measured, journal: Journal) -> Found:
 
 
 def passkeys(job: Job, tokens: Tokens, length: int, samples: int, seed: int) -> PasskeyTrials:
-    """Trials at one length, as many as suit `samples` windows, equally many at each depth; some haystacks salted."""
-    depths = [DEPTHS[i % len(DEPTHS)] for i in range(len(DEPTHS) * -(-samples // 4))]
+    """Trials at one length, as many as suit `samples` windows, equally many at each depth; some haystacks salted.
+
+    An answer says less than a window's loss, hence five of them to two windows.
+    """
+    depths = [DEPTHS[i % len(DEPTHS)] for i in range(len(DEPTHS) * -(-samples // 2))]
     salt = Salt(**asdict(job.recipe.recall))
     return passkey_trials(job.lm, tokens.held_out, length, depths, "calibrate", seed, salt)
