@@ -37,6 +37,7 @@ def is_stored(weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether a weight of a model in `dtype` is one that the loop can read."""
     return (
         dtype in _STORED
+        and type(weight) in (Tensor, torch.nn.Parameter)  # a quantised weight has an arithmetic of its own
         and weight.dtype == dtype
         and weight.device.type == "cpu"
         and weight.dim() == 2
