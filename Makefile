@@ -10,8 +10,8 @@ OUT ?= build/demo
 demo: $(VENV)/.calibrate  ## calibrate the bundled model, measure it to 64 times its training length, print what got better
 	$(BIN)/python benchmarks/demo.py --out $(OUT)
 
-test: $(VENV)/.dev lint  ## lint, type check, all tests
-	$(BIN)/pytest
+test: $(VENV)/.dev lint  ## lint, type check, all tests; the ten slowest are named at the end
+	$(BIN)/pytest --durations=10
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
