@@ -228,6 +228,6 @@ def test_what_is_not_ours_is_refused(tmp_path, change, said):
 
 
 def test_other_hybrids_are_refused(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "jamba"}))
-    with pytest.raises(CheckpointError, match="model_type 'jamba'; this version reads"):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "lfm2"}))
+    with pytest.raises(CheckpointError, match="model_type 'lfm2'; this version reads"):
         load(tmp_path)
