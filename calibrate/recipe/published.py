@@ -37,15 +37,17 @@ def published_decimation(recipe: Recipe, model_id: str, n_layer: int, train_leng
     if settings.base is not None:
         base = settings.base * (1.0 if settings.scale_from is None else train_length / settings.scale_from)
     run = range(layers[0], min(layers[0] + settings.n_layers[0], n_layer))
-    return PublishedDecimation(tuple(run), max(1, round(base)), settings.beta[0])
+    return PublishedDecimation.model_construct(
+        layers=tuple(run), base=max(1, round(base)), beta=settings.beta[0]
+    )
 
 
 def filter_row(recipe: Recipe, model_id: str) -> PublishedFilter | None:
-    return next((row for model, row in recipe.filter.published if _plain(model) == _plain(model_id)), None)
+    return next((row for model, row in recipe.filter.published.items() if _plain(model) == _plain(model_id)), None)
 
 
 def decimation_row(recipe: Recipe, model_id: str) -> PublishedDecimation | None:
-    return next((row for model, row in recipe.decimate.published if _plain(model) == _plain(model_id)), None)
+    return next((row for model, row in recipe.decimate.published.items() if _plain(model) == _plain(model_id)), None)
 
 
 def recipe_train_length(recipe: Recipe, model_id: str) -> int | None:

@@ -1,6 +1,6 @@
 """Recipes: every choice of a calibration, written down. `load_recipe("default")`, or the path of a YAML file.
 
-Each setting below has its default and a line saying what it is; a recipe file names only what differs.
+Each setting below has its range, its default and a line saying what it is; a recipe file names only what differs.
 """
 
 from __future__ import annotations
@@ -8,30 +8,28 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StringConstraints,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from ..errors import UserError, first_line
 from ..lengths import parse_length
 from ..texts.sources import recorded_source
-from .schema import (
-    Refused,
-    about,
-    boolean,
-    choice,
-    either,
-    integer,
-    listing,
-    mapping,
-    number,
-    optional,
-    read,
-    section,
-    setting,
-    text,
-)
+from .refused import EXPECTED, Unordered, refusal
 
+T = TypeVar("T")
 ScoreChannels = Literal["all", "global"]
 SCORES: tuple[ScoreChannels, ...] = get_args(ScoreChannels)
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"  # the package longscan.recipes, on disk and installed alike
@@ -40,206 +38,165 @@ FOLDER = Path(__file__).resolve().parents[2] / "recipes"  # the package longscan
 def _length(value: object) -> int:
     try:
         return parse_length(value)
-    except UserError:
-        raise Refused(value, "a number of tokens such as 4096 or 4k") from None
+    except UserError as error:
+        raise ValueError(str(error)) from None
 
 
-_seed = integer(0, 2**32 - 1)
-_share = number(0, 1)
-_positive = number(0)
-_layers = listing(integer(0), "layer numbers", ordered=True)
+def _plain_number(value: object) -> object:
+    """Strings are numbers, too: YAML 1.1 reads 1e-30 as one. Nothing else is."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError
+    return value
 
 
-@dataclass(frozen=True)
-class TextSources:
-    run: str = setting("emozilla/pg19#train@text", text, "SOURCE that `calibrate run` reads")
-    eval: str = setting("emozilla/pg19#test@text", text, "SOURCE that `calibrate eval` reads; disjoint from run's")
+def _listed(value: object) -> object:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError
+    return value
 
 
-@dataclass(frozen=True)
-class Measure:
-    windows: int = setting(64, integer(1), "windows of the training length in the measuring pass, at least")
-    kept: int = setting(
-        100, integer(0), "windows grow with S / L, to about so many kept tokens a channel at the last length"
-    )
-    batch_tokens: int = setting(16384, integer(1), "tokens a batch; fewer where d_inner > 4096")
-    sweep_windows: int = setting(32, integer(1), "a sequential sweep reads so many training lengths of tokens")
+def _once(values: tuple[T, ...]) -> tuple[T, ...]:
+    if len(set(values)) != len(values):
+        raise Unordered("a list that holds each once")
+    return values
 
 
-@dataclass(frozen=True)
-class Mass:
+def _rising(values: tuple[T, ...]) -> tuple[T, ...]:
+    if list(values) != sorted(values):  # type: ignore[type-var]
+        raise Unordered("a list in rising order")
+    return values
+
+
+Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, min_length=1)]
+Count = Annotated[StrictInt, Field(ge=1, le=1 << 62)]
+Index = Annotated[StrictInt, Field(ge=0, le=1 << 62)]
+Number = Annotated[float, BeforeValidator(_plain_number), Field(allow_inf_nan=False)]
+Positive = Annotated[Number, Field(gt=0)]
+UpToOne = Annotated[Positive, Field(le=1)]
+Share = Annotated[Positive, Field(lt=1)]  # neither none nor all
+_LENGTH = {"type": ["integer", "string"], EXPECTED: "a number of tokens such as 4096 or 4k"}
+Length = Annotated[int, BeforeValidator(_length), WithJsonSchema(_LENGTH)]
+Any_ = Annotated[tuple[T, ...], BeforeValidator(_listed), AfterValidator(_once)]  # a list, maybe empty
+Some = Annotated[Any_[T], Field(min_length=1)]
+Rising = Annotated[Some[T], AfterValidator(_rising)]
+Layers = Annotated[Rising[Index], Field(json_schema_extra={EXPECTED: "a list of layer numbers in rising order"})]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TextSources(Section):
+    run: Text = Field("emozilla/pg19#train@text", description="SOURCE that `calibrate run` reads")
+    eval: Text = Field("emozilla/pg19#test@text", description="SOURCE that `calibrate eval` reads; disjoint from run's")
+
+
+class Measure(Section):
+    windows: Count = Field(64, description="windows of the training length in the measuring pass, at least")
+    kept: Index = Field(100, description="windows grow with S / L, to about so many kept tokens a channel at the last length")
+    batch_tokens: Count = Field(16384, description="tokens a batch; fewer where d_inner > 4096")
+    sweep_windows: Count = Field(32, description="a sequential sweep reads so many training lengths of tokens")
+
+
+class Mass(Section):
     """The mass factor m(S): how many times the training length's mass of delta is kept at length S."""
 
-    law: tuple[float, ...] = setting(
-        (0.1, 0.2, 0.4, 0.6), listing(_positive, "numbers above 0"), "candidates as multiples of S/L: m = law * S/L"
-    )
-    factors: tuple[float, ...] | None = setting(
-        (0.06, 0.12, 0.25, 0.5, 1.0, 2.0),
-        optional(listing(_positive, "numbers above 0")),
-        "candidates for m itself, the same at every length",
-    )
+    law: Some[Positive] = Field((0.1, 0.2, 0.4, 0.6), description="candidates as multiples of S/L: m = law * S/L")
+    factors: Some[Positive] | None = Field((0.06, 0.12, 0.25, 0.5, 1.0, 2.0), description="candidates for m itself, the same at every length")
 
 
-@dataclass(frozen=True)
-class PublishedFilter:
+class PublishedFilter(Section):
     """A model's published row: its table and start are taken as they stand, never scaled."""
 
-    theta: float = setting(1e-30, number(0, at_most=1), "the published threshold on the decay")
-    clamp: float = setting(0.2, _share, "the published C")
-    train_length: int | None = setting(None, optional(_length), "the L the row was published for")
+    theta: UpToOne = Field(1e-30, description="the published threshold on the decay")
+    clamp: Share = Field(0.2, description="the published C")
+    train_length: Length | None = Field(None, description="the L the row was published for")
 
 
-@dataclass(frozen=True)
-class Filter:
-    theta: tuple[float, ...] = setting(
-        (1e-30, 1e-10, 1e-5, 1e-2),
-        listing(number(0, at_most=1), "numbers above 0 and at most 1"),
-        "candidates: a channel is global where its decay over L tokens is above theta",
-    )
-    theta_quantiles: tuple[float, ...] = setting(
-        (0.5, 0.8),
-        listing(_share, "numbers above 0 and below 1", empty=True),
-        "more candidates: quantiles of the measured log decays, so that some channel is always global",
-    )
-    fit: Literal["mass", "published"] = setting("mass", choice("mass", "published"), "how g(S) is found")
-    mass: Mass = field(default=Mass(), metadata=about(section(Mass), "candidates for m(S); fit mass only"))
-    g_fit: Literal["stretched", "sequential", "auto"] = setting(
-        "auto",
-        choice("stretched", "sequential", "auto"),
-        "delta at S: as at L, or measured at S layer after layer; auto: what scores better; fit mass only",
-    )
-    clamp: float | None = setting(None, optional(_share), "the published C; null: delta is not clamped")
-    aggregate: Literal["mean", "max"] = setting("mean", choice("mean", "max"), "g over sequences; fit published only")
-    table: tuple[int, ...] | None = setting(
-        None,
-        optional(listing(_length, "lengths", ordered=True)),
-        "lengths at which g is stored, besides the requested ones; null: the requested ones alone",
-    )
-    start: int | None = setting(None, optional(_length), "length the filter is active from; null: right above L")
-    interpolate: bool = setting(True, boolean, "g between stored lengths: interpolated, or the nearest entry's")
-    layers: Literal["all", "search"] | tuple[int, ...] = setting(
-        "search", either(choice("all", "search"), _layers), "layers that are filtered"
-    )
-    decode: bool = setting(True, boolean, "filter generated tokens, too, unless the reader says otherwise")
-    scale_from: int | None = setting(
-        None,
-        optional(_length),
-        "the L that table and start are stated for; they scale for a model without a published row",
-    )
-    published: tuple[tuple[str, PublishedFilter], ...] = setting(
-        (), mapping(section(PublishedFilter), "a mapping of models to rows"), "rows by model"
-    )
+class Filter(Section):
+    theta: Some[UpToOne] = Field((1e-30, 1e-10, 1e-05, 0.01), description="candidates: a channel is global where its decay over L tokens is above theta")
+    theta_quantiles: Any_[Share] = Field((0.5, 0.8), description="more candidates: quantiles of the measured log decays, so that some channel is always global")
+    fit: Literal["mass", "published"] = Field("mass", description="how g(S) is found")
+    mass: Mass = Field(Mass(), description="candidates for m(S); fit mass only")
+    g_fit: Literal["stretched", "sequential", "auto"] = Field("auto", description="delta at S: as at L, or measured at S layer after layer; auto: what scores better; fit mass only")
+    clamp: Share | None = Field(None, description="the published C; null: delta is not clamped")
+    aggregate: Literal["mean", "max"] = Field("mean", description="g over sequences; fit published only")
+    table: Rising[Length] | None = Field(None, description="lengths at which g is stored, besides the requested ones; null: the requested ones alone")
+    start: Length | None = Field(None, description="length the filter is active from; null: right above L")
+    interpolate: StrictBool = Field(True, description="g between stored lengths: interpolated, or the nearest entry's")
+    layers: Literal["all", "search"] | Layers = Field("search", description="layers that are filtered")
+    decode: StrictBool = Field(True, description="filter generated tokens, too, unless the reader says otherwise")
+    scale_from: Length | None = Field(None, description="the L that table and start are stated for; they scale for a model without a published row")
+    published: dict[Text, PublishedFilter] = Field({}, description="rows by model")
 
 
-@dataclass(frozen=True)
-class PublishedDecimation:
+class PublishedDecimation(Section):
     """A model's published row; its base is a number of tokens, never scaled."""
 
-    layers: tuple[int, ...] = setting((0,), _layers, "decimating layers, counted from 0")
-    base: int = setting(2000, _length, "L_base in tokens")
-    beta: float = setting(0.5, number(0, at_most=1), "P_s = L_base * beta**s")
-    train_length: int | None = setting(None, optional(_length), "the L the row was published for")
+    layers: Layers = Field((0,), description="decimating layers, counted from 0")
+    base: Length = Field(2000, description="L_base in tokens")
+    beta: UpToOne = Field(0.5, description="P_s = L_base * beta**s")
+    train_length: Length | None = Field(None, description="the L the row was published for")
 
 
-@dataclass(frozen=True)
-class Decimate:
-    search: bool = setting(True, boolean, "search the settings below; false: the published row or its fallback")
-    first_layer: Literal["auto"] | tuple[int, ...] | None = setting(
-        "auto",
-        optional(either(choice("auto"), _layers)),
-        "candidates; auto: those of the largest Mamba Mean Distance; null: floor(n_layer / 2)",
-    )
-    n_layers: tuple[int, ...] = setting((1,), listing(integer(1), "whole numbers"), "how many layers in a row decimate")
-    base_factors: tuple[float, ...] = setting(
-        (1.0, 2.0), listing(_positive, "numbers above 0"), "candidates for L_base as multiples of L"
-    )
-    base: int | None = setting(None, optional(_length), "L_base in tokens, instead of base_factors")
-    beta: tuple[float, ...] = setting(
-        (0.5, 1.0), listing(number(0, at_most=1), "numbers above 0 and at most 1"), "candidates: P_s = L_base * beta**s"
-    )
-    weights: tuple[ScoreChannels, ...] = setting(
-        ("all", "global"),
-        listing(choice(*SCORES), ", ".join(SCORES)),
-        "how a token's score weighs the channels: as published, or by how far they reach (search/channels.py)",
-    )
-    scale_from: int | None = setting(
-        None, optional(_length), "the L that base is stated for; a model without a published row scales it by L"
-    )
-    published: tuple[tuple[str, PublishedDecimation], ...] = setting(
-        (), mapping(section(PublishedDecimation), "a mapping of models to rows"), "rows by model"
-    )
+class Decimate(Section):
+    search: StrictBool = Field(True, description="search the settings below; false: the published row or its fallback")
+    first_layer: Literal["auto"] | Layers | None = Field("auto", description="candidates; auto: those of the largest Mamba Mean Distance; null: floor(n_layer / 2)")
+    n_layers: Some[Count] = Field((1,), description="how many layers in a row decimate")
+    base_factors: Some[Positive] = Field((1.0, 2.0), description="candidates for L_base as multiples of L")
+    base: Length | None = Field(None, description="L_base in tokens, instead of base_factors")
+    beta: Some[UpToOne] = Field((0.5, 1.0), description="candidates: P_s = L_base * beta**s")
+    weights: Some[ScoreChannels] = Field(("all", "global"), description="how a token's score weighs the channels: as published, or by how far they reach (search/channels.py)")
+    scale_from: Length | None = Field(None, description="the L that base is stated for; a model without a published row scales it by L")
+    published: dict[Text, PublishedDecimation] = Field({}, description="rows by model")
 
 
-@dataclass(frozen=True)
-class Scale:
+class Scale(Section):
     """Delta scaling: UPI's (delta / n in the fifth of the channels that reach furthest; n = S / L) or MambaExtend's."""
 
-    search: bool = setting(False, boolean, "measure this method as well; --method scale does in any case")
-    powers: tuple[float, ...] = setting(
-        (0.25, 0.5, 0.75, 1.0), listing(_positive, "numbers above 0"), "candidates: delta is multiplied by n**-power"
-    )
-    top: tuple[float, ...] = setting(
-        (0.1, 0.2, 0.4), listing(_share, "numbers above 0 and below 1"), "candidates: share of the model's channels"
-    )
-    by_layer: bool = setting(False, boolean, "MambaExtend's form instead: all channels, one searched power a layer")
+    search: StrictBool = Field(False, description="measure this method as well; --method scale does in any case")
+    powers: Some[Positive] = Field((0.25, 0.5, 0.75, 1.0), description="candidates: delta is multiplied by n**-power")
+    top: Some[Share] = Field((0.1, 0.2, 0.4), description="candidates: share of the model's channels")
+    by_layer: StrictBool = Field(False, description="MambaExtend's form instead: all channels, one searched power a layer")
 
 
-@dataclass(frozen=True)
-class Recall:
+class Recall(Section):
     """Passkeys that candidates are compared on: some haystacks are salted, as other kinds of text are by themselves."""
 
-    numbers: int = setting(5, integer(0, 1000), "numbers of up to four digits written into a salted haystack")
-    distractors: int = setting(1, integer(0, 100), "other keys, in other wordings, in a salted haystack")
-    share: float = setting(0.5, number(0, at_most=1), "share of the haystacks that are salted")
+    numbers: Annotated[StrictInt, Field(ge=0, le=1000)] = Field(5, description="numbers of up to four digits written into a salted haystack")
+    distractors: Annotated[StrictInt, Field(ge=0, le=100)] = Field(1, description="other keys, in other wordings, in a salted haystack")
+    share: UpToOne = Field(0.5, description="share of the haystacks that are salted")
 
 
-@dataclass(frozen=True)
-class Policy:
-    confidence: float = setting(
-        0.95,
-        number(0.5, 1),
-        "a method is picked only if it is better with this confidence over all methods x lengths",
-    )
-    margin: float = setting(0.05, number(0, 1), "share of the passkeys a picked method may lose, at most, beyond doubt")
-    bootstrap: int = setting(1000, integer(100, 1_000_000), "resamples behind that confidence, at least")
+class Policy(Section):
+    confidence: Annotated[Number, Field(gt=0.5, lt=1)] = Field(0.95, description="a method is picked only if it is better with this confidence over all methods x lengths")
+    margin: Share = Field(0.05, description="share of the passkeys a picked method may lose, at most, beyond doubt")
+    bootstrap: Annotated[StrictInt, Field(ge=100, le=1000000)] = Field(1000, description="resamples behind that confidence, at least")
 
     def corrected(self, comparisons: int) -> float:
         """The confidence of one of so many comparisons (Bonferroni)."""
         return 1 - (1 - self.confidence) / max(1, comparisons)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    name: str = setting("default", text, "short name; the file's, unless it says otherwise")
-    description: str = setting("", text, "one line")
-    models: tuple[str, ...] = setting((), listing(text, "model ids", empty=True), "models whose own recipe this is")
-    texts: TextSources = field(default=TextSources(), metadata=about(section(TextSources), "SOURCEs"))
-    train_length: int | None = setting(None, optional(_length), "L; null: the model's config or --train-length says")
-    lengths: tuple[int, ...] | None = setting(
-        None, optional(listing(_length, "lengths", ordered=True)), "lengths to calibrate; or length_factors"
-    )
-    length_factors: tuple[float, ...] | None = setting(
-        (2.0, 4.0, 8.0, 16.0, 32.0),
-        optional(listing(number(1), "numbers above 1", ordered=True)),
-        "lengths to calibrate as multiples of L",
-    )
-    samples: int = setting(16, integer(1, 100_000), "held-out windows a length")
-    held_out: float = setting(0.25, _share, "share of the texts that candidates are compared on")
-    seed: int = setting(0, _seed, "of every draw")
-    objective: Literal["perplexity", "passkey", "mixed"] = setting(
-        "mixed",
-        choice("perplexity", "passkey", "mixed"),
-        "what a pick must be no worse on; mixed: on neither, unless the plain model answers no passkeys even at L",
-    )
-    method: Literal["auto", "none", "filter", "decimate", "both", "scale"] = setting(
-        "auto", choice("auto", "none", "filter", "decimate", "both", "scale"), "candidates; auto: all"
-    )
-    measure: Measure = field(default=Measure(), metadata=about(section(Measure), "the measuring pass"))
-    filter: Filter = field(default=Filter(), metadata=about(section(Filter), "LongMamba's token filtering"))
-    decimate: Decimate = field(default=Decimate(), metadata=about(section(Decimate), "DeciMamba's token decimation"))
-    scale: Scale = field(default=Scale(), metadata=about(section(Scale), "delta scaling, the rival of both"))
-    recall: Recall = field(default=Recall(), metadata=about(section(Recall), "the passkeys candidates are compared on"))
-    policy: Policy = field(default=Policy(), metadata=about(section(Policy), "how the method of a length is picked"))
+class Recipe(Section):
+    name: Text = Field("default", description="short name; the file's, unless it says otherwise")
+    description: Text = Field("", description="one line")
+    models: Any_[Text] = Field((), description="models whose own recipe this is")
+    texts: TextSources = Field(TextSources(), description="SOURCEs")
+    train_length: Length | None = Field(None, description="L; null: the model's config or --train-length says")
+    lengths: Rising[Length] | None = Field(None, description="lengths to calibrate; or length_factors")
+    length_factors: Rising[Annotated[Number, Field(gt=1)]] | None = Field((2.0, 4.0, 8.0, 16.0, 32.0), description="lengths to calibrate as multiples of L")
+    samples: Annotated[StrictInt, Field(ge=1, le=100000)] = Field(16, description="held-out windows a length")
+    held_out: Share = Field(0.25, description="share of the texts that candidates are compared on")
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**32)] = Field(0, description="of every draw")
+    objective: Literal["perplexity", "passkey", "mixed"] = Field("mixed", description="what a pick must be no worse on; mixed: on neither, unless the plain model answers no passkeys even at L")
+    method: Literal["auto", "none", "filter", "decimate", "both", "scale"] = Field("auto", description="candidates; auto: all")
+    measure: Measure = Field(Measure(), description="the measuring pass")
+    filter: Filter = Field(Filter(), description="LongMamba's token filtering")
+    decimate: Decimate = Field(Decimate(), description="DeciMamba's token decimation")
+    scale: Scale = Field(Scale(), description="delta scaling, the rival of both")
+    recall: Recall = Field(Recall(), description="the passkeys candidates are compared on")
+    policy: Policy = Field(Policy(), description="how the method of a length is picked")
 
     def target_lengths(self, train_length: int) -> list[int]:
         """The lengths to calibrate, for a model trained at `train_length`."""
@@ -287,7 +244,15 @@ def parse_recipe(content: str, name: str) -> Recipe:
             values["length_factors"] = None
         elif values.get("length_factors", ...) is None:
             del values["length_factors"]
-    return read(Recipe, values, where)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{where}: {refusal(error, values, json_schema())}") from None
+
+
+def json_schema() -> dict[str, Any]:
+    """What a recipe may hold, as JSON Schema."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
 
 
 def _yaml(content: str, where: str) -> object:
@@ -327,10 +292,8 @@ def recipe_for_model(model_id: str) -> str:
 
 def to_json(recipe: Recipe) -> str:
     """Canonical JSON: sorted keys, no spaces, every setting, no path of the machine; same recipe, same bytes."""
-    values = asdict(recipe)
+    values = recipe.model_dump()
     values["texts"] = {role: recorded_source(source) for role, source in values["texts"].items()}
-    for part in ("filter", "decimate"):
-        values[part]["published"] = dict(values[part]["published"])
     return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
