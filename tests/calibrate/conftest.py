@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+from click.testing import CliRunner
+
+from longscan.calibrate.commands import cli
 
 from ..checkpoints import random_tensors, write_state_spaces
 
@@ -38,3 +43,20 @@ def tiny_run(tmp_path_factory) -> list[str]:
     (folder / "tiny.yaml").write_text(RECIPE)
     given = {"--model": folder, "--texts": folder / "novel.txt", "--recipe": folder / "tiny.yaml", "--train-length": 64}
     return ["run", *(str(part) for pair in given.items() for part in pair)]
+
+
+class Whole(NamedTuple):
+    """What one uninterrupted run in one process leaves: what every other way of running it has to give, too."""
+
+    data: bytes  # the sidecar's
+    work: Path  # its --workdir; copy it before going on from it
+    document: dict[str, Any]  # of --json
+
+
+@pytest.fixture(scope="session")
+def whole_run(tiny_run, tmp_path_factory) -> Whole:
+    folder = tmp_path_factory.mktemp("whole-run")
+    out, work = folder / "a.safetensors", folder / "work"
+    result = CliRunner().invoke(cli, [*tiny_run, "--out", str(out), "--workdir", str(work), "--json"])
+    assert result.exit_code == 0, result.output
+    return Whole(out.read_bytes(), work, json.loads(result.stdout))

@@ -26,21 +26,13 @@ def start(ranks: int, arguments: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-@pytest.fixture(scope="module")
-def alone(tiny_run, tmp_path_factory) -> bytes:
-    out = tmp_path_factory.mktemp("alone") / "alone.safetensors"
-    process = start(1, [*tiny_run, "--out", str(out)])
-    assert process.wait(300) == 0, process.communicate()[1]
-    return out.read_bytes()
-
-
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_any_number_of_ranks_gives_the_same_bytes(ranks, tiny_run, alone, tmp_path):
+def test_any_number_of_ranks_gives_the_same_bytes(ranks, tiny_run, whole_run, tmp_path):
     out = tmp_path / "shared.safetensors"
     process = start(ranks, [*tiny_run, "--out", str(out), "--json"])
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
-    assert out.read_bytes() == alone
+    assert out.read_bytes() == whole_run.data
     assert json.loads(stdout)["sidecar"] == str(out)  # exactly one document: rank 0 speaks
 
 
@@ -59,7 +51,7 @@ def children(parent: int) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the ranks through /proc")
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_lost_rank_ends_the_run_with_one_clear_error(lost, tiny_run, alone, tmp_path):
+def test_a_lost_rank_ends_the_run_with_one_clear_error(lost, tiny_run, whole_run, tmp_path):
     out, work = tmp_path / "shared.safetensors", tmp_path / "work"
     arguments = [*tiny_run, "--out", str(out), "--workdir", str(work)]
     process = start(2, arguments)
@@ -76,7 +68,7 @@ def test_a_lost_rank_ends_the_run_with_one_clear_error(lost, tiny_run, alone, tm
     again = start(2, arguments)
     stderr = again.communicate(timeout=300)[1]
     assert again.returncode == 0 and "going on from" in stderr, stderr
-    assert out.read_bytes() == alone
+    assert out.read_bytes() == whole_run.data
 
 
 def test_a_work_folder_in_use_is_reported_once(tiny_run, tmp_path):

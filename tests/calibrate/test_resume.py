@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import re
 import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -119,18 +121,16 @@ def test_killed_twenty_times_it_goes_on_and_ends_with_the_same_bytes(tiny_run, t
     assert left == []  # nothing half-written beside the sidecar
 
 
-def test_the_cost_is_that_of_the_whole_run_however_often_it_was_interrupted(tiny_run, tmp_path):
-    def run() -> dict[str, Any]:
-        out = str(tmp_path / "a.safetensors")
-        command = [sys.executable, "-m", "longscan.calibrate", *tiny_run, "--out", out, "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **THREADS}, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    first, again = run(), run()  # the second finds every score in the journal and makes few sweeps itself
-    assert (again["cost"], again["tokens"]) == (first["cost"], first["tokens"])
-    with closing(sqlite3.connect(tmp_path / "a.safetensors.work" / "journal.sqlite")) as db:
-        assert db.execute("SELECT 1 FROM scores WHERE key LIKE 'sweep %'").fetchone()  # there was one to forget
+def test_the_cost_is_that_of_the_whole_run_however_often_it_was_interrupted(tiny_run, whole_run, tmp_path):
+    work = tmp_path / "work"
+    shutil.copytree(whole_run.work, work)
+    with closing(sqlite3.connect(work / "journal.sqlite")) as db:
+        assert db.execute("SELECT 1 FROM scores WHERE key LIKE 'sweep %'").fetchone()  # there is one to forget
+    # Every score is found in the journal, and few sweeps are made again.
+    result = CliRunner().invoke(cli, [*tiny_run, "--out", str(tmp_path / "a.st"), "--workdir", str(work), "--json"])
+    assert result.exit_code == 0 and "going on from" in result.stderr, result.stderr
+    again = json.loads(result.stdout)
+    assert [again[key] for key in ("cost", "tokens")] == [whole_run.document[key] for key in ("cost", "tokens")]
 
 
 def run(arguments: list[str], *more: str | Path) -> str:
@@ -190,27 +190,25 @@ def test_another_model_of_the_same_fingerprint_starts_afresh(tiny_run, tmp_path)
     assert "starting afresh" in run(other, *work)
 
 
-HOLDER = """
-import sys, pathlib
-from longscan.calibrate.work.journal import Journal
-journal = Journal(pathlib.Path(sys.argv[1]), "first", True)
-journal.put("a", 0.1)
-print("held", flush=True)
-sys.stdin.read()
-"""
+def _hold(folder: Path, held: Connection) -> None:
+    journal = Journal(folder, "first", True)
+    journal.put("a", 0.1)
+    held.send(True)
+    time.sleep(600)
 
 
 def test_a_workdir_in_use_is_refused_and_one_whose_run_was_killed_is_not(tmp_path):
+    forked = multiprocessing.get_context("fork")
     for _ in range(2):  # a new folder, then one that exists
-        holder = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        here, there = forked.Pipe()
+        holder = forked.Process(target=_hold, args=(tmp_path, there))
+        holder.start()
+        assert here.poll(60) and here.recv()
         for identity in ("first", "second"):
             with pytest.raises(UserError, match=r"in use by another run, .*; wait .* or give another --workdir"):
                 Journal(tmp_path, identity, True)
         holder.kill()
-        holder.wait()
+        holder.join()
         with closing(Journal(tmp_path, "first", True)) as journal:
             assert journal.get("a") == 0.1
         with closing(Journal(tmp_path, "second", True)) as journal:
