@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUT ?= build/demo
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint quick bench clean
 
 demo: $(VENV)/.calibrate  ## calibrate the bundled model, measure it to 64 times its training length, print what got better
 	$(BIN)/python benchmarks/demo.py --out $(OUT)
 
 test: $(VENV)/.dev lint  ## lint, type check, all tests; the ten slowest are named at the end
 	$(BIN)/pytest --durations=10
+
+quick: $(VENV)/.dev  ## the tests that start no process, run no command and need no interpreter: under a minute
+	$(BIN)/pytest -m quick --durations=10
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

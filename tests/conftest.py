@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,13 +13,29 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hypothesis import is_hypothesis_test
 from torch.utils._python_dispatch import TorchDispatchMode
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+WHOLE = ("subprocess", "CliRunner", "Client", "Browser")  # a module that imports one of these runs whole programs
+SLOW = ("triton", "demo", "load_benchmark")  # a test that names one runs an interpreter, a trained model, long inputs
+
+
+def is_quick(item: pytest.Function) -> bool:
+    """What `make quick` runs, as read off the tests: no other process, no command line, no property tried many times."""
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    named = f"{inspect.getsource(item.function)} {parameters}"
+    whole = any(hasattr(item.module, name) for name in WHOLE)
+    return not (whole or any(name in named for name in SLOW) or is_hypothesis_test(item.function))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    for item in items:
+        if is_quick(item):
+            item.add_marker("quick")
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
