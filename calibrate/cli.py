@@ -13,6 +13,7 @@ def main() -> None:
     """Console script. Without the extra that brings click, say which one to install."""
     try:
         import click  # noqa: F401
+        import pydantic  # noqa: F401
         import tqdm  # noqa: F401
         import yaml  # noqa: F401
     except ImportError as error:

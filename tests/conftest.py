@@ -25,7 +25,7 @@ SLOW = ("triton", "demo", "load_benchmark")  # a test that names one runs an int
 
 
 def is_quick(item: pytest.Function) -> bool:
-    """What `make quick` runs, as read off the tests: no other process, no command line, no property tried many times."""
+    """What `make quick` runs, read off the test: no other process, no command line, no property tried many times."""
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     named = f"{inspect.getsource(item.function)} {parameters}"
     whole = any(hasattr(item.module, name) for name in WHOLE)

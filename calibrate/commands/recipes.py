@@ -1,4 +1,4 @@
-"""`calibrate recipes`: list and show."""
+"""`calibrate recipes`: list, show and schema."""
 
 from __future__ import annotations
 
@@ -48,3 +48,11 @@ def show(recipe: str, as_json: bool) -> None:
 
     document = to_json(load_recipe(recipe))
     click.echo(document if as_json else recipe_file(json.loads(document)), nl=as_json)
+
+
+@recipes.command()
+def schema() -> None:
+    """JSON Schema of recipe files: with it, editors complete and check them."""
+    from ..recipe.recipe import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=1))

@@ -37,9 +37,7 @@ def published_decimation(recipe: Recipe, model_id: str, n_layer: int, train_leng
     if settings.base is not None:
         base = settings.base * (1.0 if settings.scale_from is None else train_length / settings.scale_from)
     run = range(layers[0], min(layers[0] + settings.n_layers[0], n_layer))
-    return PublishedDecimation.model_construct(
-        layers=tuple(run), base=max(1, round(base)), beta=settings.beta[0]
-    )
+    return PublishedDecimation.model_construct(layers=tuple(run), base=max(1, round(base)), beta=settings.beta[0])
 
 
 def filter_row(recipe: Recipe, model_id: str) -> PublishedFilter | None:

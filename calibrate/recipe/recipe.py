@@ -70,16 +70,18 @@ def _rising(values: tuple[T, ...]) -> tuple[T, ...]:
 Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, min_length=1)]
 Count = Annotated[StrictInt, Field(ge=1, le=1 << 62)]
 Index = Annotated[StrictInt, Field(ge=0, le=1 << 62)]
-Number = Annotated[float, BeforeValidator(_plain_number), Field(allow_inf_nan=False)]
-Positive = Annotated[Number, Field(gt=0)]
-UpToOne = Annotated[Positive, Field(le=1)]
-Share = Annotated[Positive, Field(lt=1)]  # neither none nor all
+_NUMBER = BeforeValidator(_plain_number)  # after the bounds: pydantic shows only those right beside float in the schema
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), _NUMBER]
+UpToOne = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), _NUMBER]
+Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False), _NUMBER]  # neither none nor all
+Factor = Annotated[float, Field(gt=1, allow_inf_nan=False), _NUMBER]
+Confidence = Annotated[float, Field(gt=0.5, lt=1, allow_inf_nan=False), _NUMBER]
 _LENGTH = {"type": ["integer", "string"], EXPECTED: "a number of tokens such as 4096 or 4k"}
 Length = Annotated[int, BeforeValidator(_length), WithJsonSchema(_LENGTH)]
-Any_ = Annotated[tuple[T, ...], BeforeValidator(_listed), AfterValidator(_once)]  # a list, maybe empty
-Some = Annotated[Any_[T], Field(min_length=1)]
+Several = Annotated[tuple[T, ...], BeforeValidator(_listed), AfterValidator(_once)]  # a list, maybe empty
+Some = Annotated[Several[T], Field(min_length=1)]
 Rising = Annotated[Some[T], AfterValidator(_rising)]
-Layers = Annotated[Rising[Index], Field(json_schema_extra={EXPECTED: "a list of layer numbers in rising order"})]
+Layers = Annotated[Rising[Index], Field(json_schema_extra={EXPECTED: "a list of layer numbers in rising order, each once"})]
 
 
 class Section(BaseModel):
@@ -93,7 +95,9 @@ class TextSources(Section):
 
 class Measure(Section):
     windows: Count = Field(64, description="windows of the training length in the measuring pass, at least")
-    kept: Index = Field(100, description="windows grow with S / L, to about so many kept tokens a channel at the last length")
+    kept: Index = Field(
+        100, description="windows grow with S / L, to about so many kept tokens a channel at the last length"
+    )
     batch_tokens: Count = Field(16384, description="tokens a batch; fewer where d_inner > 4096")
     sweep_windows: Count = Field(32, description="a sequential sweep reads so many training lengths of tokens")
 
@@ -102,7 +106,9 @@ class Mass(Section):
     """The mass factor m(S): how many times the training length's mass of delta is kept at length S."""
 
     law: Some[Positive] = Field((0.1, 0.2, 0.4, 0.6), description="candidates as multiples of S/L: m = law * S/L")
-    factors: Some[Positive] | None = Field((0.06, 0.12, 0.25, 0.5, 1.0, 2.0), description="candidates for m itself, the same at every length")
+    factors: Some[Positive] | None = Field(
+        (0.06, 0.12, 0.25, 0.5, 1.0, 2.0), description="candidates for m itself, the same at every length"
+    )
 
 
 class PublishedFilter(Section):
@@ -114,19 +120,32 @@ class PublishedFilter(Section):
 
 
 class Filter(Section):
-    theta: Some[UpToOne] = Field((1e-30, 1e-10, 1e-05, 0.01), description="candidates: a channel is global where its decay over L tokens is above theta")
-    theta_quantiles: Any_[Share] = Field((0.5, 0.8), description="more candidates: quantiles of the measured log decays, so that some channel is always global")
+    theta: Some[UpToOne] = Field(
+        (1e-30, 1e-10, 1e-05, 0.01),
+        description="candidates: a channel is global where its decay over L tokens is above theta",
+    )
+    theta_quantiles: Several[Share] = Field(
+        (0.5, 0.8),
+        description="more candidates: quantiles of the measured log decays, so that some channel is always global",
+    )
     fit: Literal["mass", "published"] = Field("mass", description="how g(S) is found")
     mass: Mass = Field(Mass(), description="candidates for m(S); fit mass only")
-    g_fit: Literal["stretched", "sequential", "auto"] = Field("auto", description="delta at S: as at L, or measured at S layer after layer; auto: what scores better; fit mass only")
+    g_fit: Literal["stretched", "sequential", "auto"] = Field(
+        "auto",
+        description="delta at S: as at L, or measured at S layer after layer; auto: what scores better; fit mass only",
+    )
     clamp: Share | None = Field(None, description="the published C; null: delta is not clamped")
     aggregate: Literal["mean", "max"] = Field("mean", description="g over sequences; fit published only")
-    table: Rising[Length] | None = Field(None, description="lengths at which g is stored, besides the requested ones; null: the requested ones alone")
+    table: Rising[Length] | None = Field(
+        None, description="lengths at which g is stored, besides the requested ones; null: the requested ones alone"
+    )
     start: Length | None = Field(None, description="length the filter is active from; null: right above L")
     interpolate: StrictBool = Field(True, description="g between stored lengths: interpolated, or the nearest entry's")
     layers: Literal["all", "search"] | Layers = Field("search", description="layers that are filtered")
     decode: StrictBool = Field(True, description="filter generated tokens, too, unless the reader says otherwise")
-    scale_from: Length | None = Field(None, description="the L that table and start are stated for; they scale for a model without a published row")
+    scale_from: Length | None = Field(
+        None, description="the L that table and start are stated for; they scale for a model without a published row"
+    )
     published: dict[Text, PublishedFilter] = Field({}, description="rows by model")
 
 
@@ -141,13 +160,20 @@ class PublishedDecimation(Section):
 
 class Decimate(Section):
     search: StrictBool = Field(True, description="search the settings below; false: the published row or its fallback")
-    first_layer: Literal["auto"] | Layers | None = Field("auto", description="candidates; auto: those of the largest Mamba Mean Distance; null: floor(n_layer / 2)")
+    first_layer: Literal["auto"] | Layers | None = Field(
+        "auto", description="candidates; auto: those of the largest Mamba Mean Distance; null: floor(n_layer / 2)"
+    )
     n_layers: Some[Count] = Field((1,), description="how many layers in a row decimate")
     base_factors: Some[Positive] = Field((1.0, 2.0), description="candidates for L_base as multiples of L")
     base: Length | None = Field(None, description="L_base in tokens, instead of base_factors")
     beta: Some[UpToOne] = Field((0.5, 1.0), description="candidates: P_s = L_base * beta**s")
-    weights: Some[ScoreChannels] = Field(("all", "global"), description="how a token's score weighs the channels: as published, or by how far they reach (search/channels.py)")
-    scale_from: Length | None = Field(None, description="the L that base is stated for; a model without a published row scales it by L")
+    weights: Some[ScoreChannels] = Field(
+        ("all", "global"),
+        description="how a token's score weighs the channels: as published, or by reach (search/channels.py)",
+    )
+    scale_from: Length | None = Field(
+        None, description="the L that base is stated for; a model without a published row scales it by L"
+    )
     published: dict[Text, PublishedDecimation] = Field({}, description="rows by model")
 
 
@@ -157,21 +183,27 @@ class Scale(Section):
     search: StrictBool = Field(False, description="measure this method as well; --method scale does in any case")
     powers: Some[Positive] = Field((0.25, 0.5, 0.75, 1.0), description="candidates: delta is multiplied by n**-power")
     top: Some[Share] = Field((0.1, 0.2, 0.4), description="candidates: share of the model's channels")
-    by_layer: StrictBool = Field(False, description="MambaExtend's form instead: all channels, one searched power a layer")
+    by_layer: StrictBool = Field(
+        False, description="MambaExtend's form instead: all channels, one searched power a layer"
+    )
 
 
 class Recall(Section):
     """Passkeys that candidates are compared on: some haystacks are salted, as other kinds of text are by themselves."""
 
-    numbers: Annotated[StrictInt, Field(ge=0, le=1000)] = Field(5, description="numbers of up to four digits written into a salted haystack")
-    distractors: Annotated[StrictInt, Field(ge=0, le=100)] = Field(1, description="other keys, in other wordings, in a salted haystack")
+    numbers: StrictInt = Field(
+        5, ge=0, le=1000, description="numbers of up to four digits written into a salted haystack"
+    )
+    distractors: StrictInt = Field(1, ge=0, le=100, description="other keys, in other wordings, in a salted haystack")
     share: UpToOne = Field(0.5, description="share of the haystacks that are salted")
 
 
 class Policy(Section):
-    confidence: Annotated[Number, Field(gt=0.5, lt=1)] = Field(0.95, description="a method is picked only if it is better with this confidence over all methods x lengths")
+    confidence: Confidence = Field(
+        0.95, description="a method is picked only if it is better with this confidence over all methods x lengths"
+    )
     margin: Share = Field(0.05, description="share of the passkeys a picked method may lose, at most, beyond doubt")
-    bootstrap: Annotated[StrictInt, Field(ge=100, le=1000000)] = Field(1000, description="resamples behind that confidence, at least")
+    bootstrap: StrictInt = Field(1000, ge=100, le=1000000, description="resamples behind that confidence, at least")
 
     def corrected(self, comparisons: int) -> float:
         """The confidence of one of so many comparisons (Bonferroni)."""
@@ -181,16 +213,23 @@ class Policy(Section):
 class Recipe(Section):
     name: Text = Field("default", description="short name; the file's, unless it says otherwise")
     description: Text = Field("", description="one line")
-    models: Any_[Text] = Field((), description="models whose own recipe this is")
+    models: Several[Text] = Field((), description="models whose own recipe this is")
     texts: TextSources = Field(TextSources(), description="SOURCEs")
     train_length: Length | None = Field(None, description="L; null: the model's config or --train-length says")
     lengths: Rising[Length] | None = Field(None, description="lengths to calibrate; or length_factors")
-    length_factors: Rising[Annotated[Number, Field(gt=1)]] | None = Field((2.0, 4.0, 8.0, 16.0, 32.0), description="lengths to calibrate as multiples of L")
-    samples: Annotated[StrictInt, Field(ge=1, le=100000)] = Field(16, description="held-out windows a length")
+    length_factors: Rising[Factor] | None = Field(
+        (2.0, 4.0, 8.0, 16.0, 32.0), description="lengths to calibrate as multiples of L"
+    )
+    samples: StrictInt = Field(16, ge=1, le=100000, description="held-out windows a length")
     held_out: Share = Field(0.25, description="share of the texts that candidates are compared on")
-    seed: Annotated[StrictInt, Field(ge=0, lt=2**32)] = Field(0, description="of every draw")
-    objective: Literal["perplexity", "passkey", "mixed"] = Field("mixed", description="what a pick must be no worse on; mixed: on neither, unless the plain model answers no passkeys even at L")
-    method: Literal["auto", "none", "filter", "decimate", "both", "scale"] = Field("auto", description="candidates; auto: all")
+    seed: StrictInt = Field(0, ge=0, lt=2**32, description="of every draw")
+    objective: Literal["perplexity", "passkey", "mixed"] = Field(
+        "mixed",
+        description="what a pick must be no worse on; mixed: neither, unless the plain model answers no passkeys at L",
+    )
+    method: Literal["auto", "none", "filter", "decimate", "both", "scale"] = Field(
+        "auto", description="candidates; auto: all"
+    )
     measure: Measure = Field(Measure(), description="the measuring pass")
     filter: Filter = Field(Filter(), description="LongMamba's token filtering")
     decimate: Decimate = Field(Decimate(), description="DeciMamba's token decimation")

@@ -103,6 +103,10 @@ def test_recipes(tmp_path):
     for name in recipe_names():  # what is shown reads back as the same recipe: the card's command depends on it
         (tmp_path / "shown.yaml").write_text(call("recipes", "show", name).stdout)
         assert load_recipe(str(tmp_path / "shown.yaml")) == load_recipe(name)
+    schema = json.loads(call("recipes", "schema").stdout)
+    assert set(schema["properties"]) == set(json.loads(call("recipes", "show", "default", "--json").stdout))
+    for section in (schema, *schema["$defs"].values()):
+        assert section["additionalProperties"] is False and all(p["description"] for p in section["properties"].values())
     assert "no recipe 'nothing'" in call("recipes", "show", "nothing", code=1).stderr
 
 
