@@ -81,7 +81,7 @@ Length = Annotated[int, BeforeValidator(_length), WithJsonSchema(_LENGTH)]
 Several = Annotated[tuple[T, ...], BeforeValidator(_listed), AfterValidator(_once)]  # a list, maybe empty
 Some = Annotated[Several[T], Field(min_length=1)]
 Rising = Annotated[Some[T], AfterValidator(_rising)]
-Layers = Annotated[Rising[Index], Field(json_schema_extra={EXPECTED: "a list of layer numbers in rising order, each once"})]
+Layers = Annotated[Rising[Index], Field(json_schema_extra={EXPECTED: "a list of layer numbers, in rising order"})]
 
 
 class Section(BaseModel):

@@ -49,8 +49,8 @@ def _members(node: Node, schema: Node) -> Iterator[Node]:
     """The alternatives of a node, references followed."""
     if "$ref" in node:
         yield from _members(schema["$defs"][node["$ref"].rpartition("/")[2]], schema)
-    elif "anyOf" in node:
-        for member in node["anyOf"]:
+    elif several := node.get("anyOf", node.get("allOf")):  # all of one: a reference, in pydantic before 2.9
+        for member in several:
             yield from _members({**member, **{k: v for k, v in node.items() if k == EXPECTED}}, schema)
     else:
         yield node
@@ -64,10 +64,10 @@ def _below(node: Node, part: str | int) -> Sequence[Node]:
 def _words(node: Node) -> str:
     if EXPECTED in node:
         return str(node[EXPECTED])
-    if "enum" in node:
-        return f"one of {', '.join(node['enum'])}"
     if "const" in node:
         return str(node["const"])
+    if "enum" in node:
+        return f"one of {', '.join(node['enum'])}"
     if node["type"] == "array":
         return f"a list, each {_words(node['items'])}"
     if node["type"] == "integer":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ..search.recall import settle_objective
@@ -58,5 +58,5 @@ def passkeys(job: Job, tokens: Tokens, length: int, samples: int, seed: int) -> 
     An answer says less than a window's loss, hence five of them to two windows.
     """
     depths = [DEPTHS[i % len(DEPTHS)] for i in range(len(DEPTHS) * -(-samples // 2))]
-    salt = Salt(**asdict(job.recipe.recall))
+    salt = Salt(**job.recipe.recall.model_dump())
     return passkey_trials(job.lm, tokens.held_out, length, depths, "calibrate", seed, salt)

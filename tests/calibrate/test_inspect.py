@@ -106,7 +106,9 @@ def test_recipes(tmp_path):
     schema = json.loads(call("recipes", "schema").stdout)
     assert set(schema["properties"]) == set(json.loads(call("recipes", "show", "default", "--json").stdout))
     for section in (schema, *schema["$defs"].values()):
-        assert section["additionalProperties"] is False and all(p["description"] for p in section["properties"].values())
+        assert section["additionalProperties"] is False and all(
+            p["description"] for p in section["properties"].values()
+        )
     assert "no recipe 'nothing'" in call("recipes", "show", "nothing", code=1).stderr
 
 
