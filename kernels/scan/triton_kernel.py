@@ -121,7 +121,7 @@ def scan(
             if HAS_INDEX:
                 seen = seen & present
         if HAS_MASK or HAS_INDEX:
-            m_B = m_g & (o_g >= tl.where(seen, 0, 1))  # a tile, as in triton_conv
+            m_B = m_g & (o_g >= tl.where(seen, 0, 1))  # a tile, as in conv/triton_kernel
         xs = load(p_x + t * sx_t, m_d, not EVEN)
         deltas = load(p_delta + t * sd_t, m_d, not EVEN)
         b_B = load_run(p_BC + t * (2 * N), m_B, NS, HAS_MASK or HAS_INDEX)

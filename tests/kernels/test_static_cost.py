@@ -18,7 +18,7 @@ TABLE = {
     for row in json.loads((BENCHMARKS.parent / "docs" / "static_cost.json").read_text())["kernels"]
 }
 MAIN = ("selective_scan", "selective_scan:filtered", "selective_scan:states", "causal_conv1d", "token_scores")
-TOLERANCE = 0.05  # compilers differ a little: Triton 3.6 gives 7.60 slots where 3.9 gives 7.52
+TOLERANCE = 0.05  # compilers differ a little
 
 
 @pytest.fixture(scope="module")
@@ -63,4 +63,5 @@ def test_plans_fill_the_gpu_and_no_more():
         assert plan_scan(1, channels, 100)[1] == 1  # too short to cut
     assert plan_scan(64, 5120, 65536)[1] == 1  # rows and channels alone fill it
     assert plan_scan(1, 33, 4096)[0].CH == 1  # an odd number of channels
+    assert (plan_scan(8, 4096, 8192)[0].CH, plan_scan(8, 4096, 8192)[1]) == (2, 4)  # timed: 3.4 ms, not 5.0
     assert all(fits(config, 64, 16) for config in SCAN_CONFIGS)
