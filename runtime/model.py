@@ -22,7 +22,7 @@ from .reading.observer import Observer
 from .reading.prefill import Output, Reading, in_given_columns, is_open, prefill
 from .reading.prompts import Ids, as_batch, check_ids
 from .reading.rows import prefill_by_length
-from .reading.state import State, read_state
+from .reading.state import State, check_kind, read_state
 from .sidecar.digest import digest
 from .sidecar.plan import Plan
 from .sidecar.sidecar import Sidecar, filters_decode
@@ -127,6 +127,8 @@ class LM:
             raise ValueError(f"logits_to_keep is {logits_to_keep}; give 0 (all) or more")
         batch, mask = as_batch(ids, attention_mask)
         batch, mask, padding = check_ids(batch.to(self.device), mask, self.weights.embedding.shape[0])
+        if state is not None:
+            check_kind(state, State)
         if state is not None and state.batch != batch.shape[0]:
             raise ValueError(f"ids have {batch.shape[0]} rows and the state {state.batch}; give one state row a prompt")
 
@@ -155,6 +157,7 @@ class LM:
         unfiltered, as published, if the model was loaded with filter_decode=False or the sidecar says so.
         Raises ValueError while a promised prompt is unfinished.
         """
+        check_kind(state, State)
         if is_open(state):
             raise ValueError(f"the prompt of total_length {state.total} is not complete; prefill its last piece first")
         if token.shape != state.length.shape:

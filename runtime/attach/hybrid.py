@@ -19,7 +19,7 @@ from ..model import LM
 from ..reading.observer import Observer
 from ..reading.prefill import Output, in_given_columns, is_open
 from ..reading.prompts import Ids, as_batch, check_ids
-from ..reading.state import State
+from ..reading.state import State, check_kind
 from ..sidecar.plan import Plan
 from .attached import Attached
 from .call import Settings
@@ -150,6 +150,8 @@ class HybridLM(LM):
             raise ValueError("a hybrid's cache grows with the text: give a finite total_length, or none")
         batch, mask = as_batch(ids, attention_mask)
         batch, mask, padding = check_ids(batch.to(self.device), mask, self.weights.embedding.shape[0])
+        if state is not None:
+            check_kind(state, HybridState)
         if state is not None and state.batch != batch.shape[0]:
             raise ValueError(f"ids have {batch.shape[0]} rows and the state {state.batch}; give one state row a prompt")
         L = batch.shape[1]
@@ -174,6 +176,7 @@ class HybridLM(LM):
     @torch.inference_mode()
     def step(self, token: Tensor, state: HybridState) -> tuple[Tensor, HybridState]:  # type: ignore[override]
         """One token a row; see LM.step."""
+        check_kind(state, HybridState)
         if is_open(state.reading):
             raise ValueError(
                 f"the prompt of total_length {state.reading.total} is not complete; prefill its last piece first"

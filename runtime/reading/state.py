@@ -93,6 +93,12 @@ class State:
         save_tensors(Path(path), tensors, meta)
 
 
+def check_kind(state: object, kind: type) -> None:
+    """Refuse a state that another kind of model made: a hybrid's holds a cache of attention, ours does not."""
+    if not isinstance(state, kind):
+        raise ValueError(f"the state is a {type(state).__name__}; this model goes on from a {kind.__name__} of its own")
+
+
 class Draft:
     """What a pass makes of a state, kept aside until it is through: one that fails has changed nothing.
 

@@ -125,6 +125,17 @@ def test_a_prompt_in_pieces_has_one_length(pair, ids, relative_rms):
     assert relative_rms(out.logits, wanted) < 1e-4 and first.state.length.tolist() == [30, 30]
 
 
+def test_a_state_of_another_kind_of_model_is_refused(pair, ids):
+    hybrid, demo = pair[1], load("demo")
+    theirs, ours = hybrid.prefill(ids[:1, :5]).state, demo.prefill(ids[:1, :5]).state
+    one = ids[:1, 0]
+    for lm, state in ((hybrid, ours), (demo, theirs)):
+        with pytest.raises(ValueError, match=r"^the state is a .*; this model goes on from a "):
+            lm.prefill(one[:, None], state=state)
+        with pytest.raises(ValueError, match=r"^the state is a .*; this model goes on from a "):
+            lm.step(one, state)
+
+
 def test_what_a_hybrid_cannot_do_is_refused(pair, ids, tmp_path):
     peer, lm = pair
     with pytest.raises(ValueError, match="cannot be decimated"):
