@@ -16,9 +16,10 @@ from .errors import first_line
 
 _PACKAGES = (
     "longscan", "torch", "numpy", "numba", "triton", "safetensors", "huggingface-hub", "tokenizers", "datasets",
-    "click", "matplotlib", "PyYAML", "transformers", "mamba-ssm", "lm-eval",
+    "click", "matplotlib", "PyYAML", "pydantic", "transformers", "mamba-ssm", "lm-eval",
 )  # fmt: skip
 _NEEDS = {"cpu": "numba", "triton": "triton"}
+_NO_CACHE = "none: every process compiles; set NUMBA_CACHE_DIR"
 
 
 def environment() -> dict[str, Any]:
@@ -36,7 +37,7 @@ def environment() -> dict[str, Any]:
             place: ": ".join(_choose(place, torch.float32)) for place in ["cpu"] + ["cuda"] * torch.cuda.is_available()
         },
         "settings": {
-            name: os.environ[name]
+            name: _home_hidden(os.environ[name])
             for name in (
                 "OMP_NUM_THREADS",
                 "NUMBA_NUM_THREADS",
@@ -76,15 +77,14 @@ def _gpu(index: int) -> dict[str, Any]:
 
 
 def _numba() -> dict[str, Any]:
-    """Its threads, and where its compiled loops are kept (None: nowhere)."""
-    try:
-        import numba
-
-        from ..kernels.shared.cpu_cache import cache_folder
-
-        return {"numba_threads": numba.get_num_threads(), "numba_cache": _home_hidden(cache_folder())}
-    except Exception:  # the backend's own line says why
+    """Its threads (None: it cannot be imported), and where its compiled loops are kept (None: nowhere)."""
+    if _backend("cpu") != "ready":  # whose line says why
         return {"numba_threads": None, "numba_cache": None}
+    import numba
+
+    from ..kernels.shared.cpu_cache import cache_folder
+
+    return {"numba_threads": numba.get_num_threads(), "numba_cache": _home_hidden(cache_folder())}
 
 
 def _home_hidden(path: str | None) -> str | None:
@@ -117,7 +117,7 @@ def render(found: dict[str, Any]) -> str:
         f"{'system':<18}{found['system']}",
         f"{'cpu':<18}{cpu['name']}, {cpu['cores']} cores, threads: torch {cpu['torch_threads']}, "
         f"numba {cpu['numba_threads'] or '-'}",
-        f"{'numba cache':<18}{cpu['numba_cache'] or 'none: every process compiles; set NUMBA_CACHE_DIR'}",
+        f"{'numba cache':<18}{cpu['numba_cache'] or (_NO_CACHE if cpu['numba_threads'] else '-')}",
         f"{'cuda / hip':<18}{found['cuda'] or '-'} / {found['hip'] or '-'}",
     ]
     lines += [f"{'gpu':<18}{g['name']}, {g['memory_gib']} GiB, sm {g['capability']}" for g in found["gpus"]] or [

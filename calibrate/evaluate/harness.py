@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import traceback
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -254,6 +255,13 @@ def _whole(name: str, value: int | str) -> int:
     return int(value)
 
 
+def _ours(error: BaseException) -> bool:
+    """Whether our code, not the harness's, called what raised it: a fault to be seen, not an argument to be checked."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code is not main.__code__)
+    names = [str(frame.f_globals.get("__name__")).split(".")[0] for frame in frames]
+    return next((name == "longscan" for name in reversed(names) if name in ("longscan", "lm_eval")), False)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run the harness's own command line, with the class above registered.
 
@@ -275,4 +283,6 @@ def main(arguments: Sequence[str]) -> None:
             f"cannot fetch what a task needs ({first_line(error, 300)}); check the name and the connection"
         ) from error
     except (KeyError, TypeError, NotImplementedError) as error:  # the harness's own refusals, among them task files
+        if _ours(error):
+            raise
         raise UserError(f"lm-eval: {type(error).__name__}: {first_line(error, 300)}; check its arguments") from error

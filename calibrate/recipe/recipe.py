@@ -61,8 +61,8 @@ def _once(values: tuple[T, ...]) -> tuple[T, ...]:
     return values
 
 
-def _rising(values: tuple[T, ...]) -> tuple[T, ...]:
-    if list(values) != sorted(values):  # type: ignore[type-var]
+def _rising(values: tuple[float, ...]) -> tuple[float, ...]:
+    if list(values) != sorted(values):
         raise Unordered("a list in rising order")
     return values
 

@@ -100,6 +100,19 @@ def test_what_the_harness_cannot_do_is_one_line(harness, tasks, tmp_path):
         assert message in line and "space" not in line
 
 
+@pytest.mark.parametrize(("place", "ours"), [("longscan.calibrate.evaluate.x", True), ("lm_eval.evaluator", False)])
+def test_a_fault_of_ours_is_not_called_an_argument(harness, monkeypatch, place, ours):
+    """Told apart by whose code raised it, through whatever library."""
+    import lm_eval.__main__
+
+    space = {"__name__": place, "json": json}
+    exec("def cli_evaluate():\n    json.loads(None)\n", space)  # a TypeError out of the standard library
+    monkeypatch.setattr(lm_eval.__main__, "cli_evaluate", space["cli_evaluate"])
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    with pytest.raises(TypeError if ours else harness.UserError, match="the JSON object must be str"):
+        harness.main([])
+
+
 @pytest.fixture(scope="module")
 def sidecar(tmp_path_factory):
     path = tmp_path_factory.mktemp("side") / "demo.longscan.safetensors"
