@@ -82,6 +82,13 @@ def command(side: Sidecar) -> str:
     return shlex.join(parts)
 
 
+def haystacks(side: Sidecar) -> str:
+    """What to add where the scores' passkeys were harder than an evaluation's: ", 50% of them among other numbers"."""
+    recall = Facts.of(side).recipe.get("recall", {})
+    salted = any(recall.get(key) for key in ("numbers", "distractors"))
+    return f", {recall['share']:.0%} of them among other numbers" if salted else ""
+
+
 def headline(side: Sidecar) -> str | None:
     """What "auto" is worth at the longest length that was scored, in a sentence; None where nothing was searched."""
     scores = Facts.of(side).scores
@@ -98,7 +105,7 @@ def headline(side: Sidecar) -> str | None:
     if plain.get("loss") is not None:
         gains.append(f"perplexity {math.exp(plain['loss']):.2f} becomes {math.exp(best['loss']):.2f}")
     if plain.get("passkeys") is not None:
-        gains.append(f"passkeys answered {plain['passkeys']:.0%} become {best['passkeys']:.0%}")
+        gains.append(f"passkeys answered {plain['passkeys']:.0%} become {best['passkeys']:.0%}{haystacks(side)}")
     return f"{where} auto does {chosen}: {' and '.join(gains)}."
 
 
@@ -109,7 +116,8 @@ def score_tables(side: Sidecar) -> list[tuple[str, list[str], list[list[str]]]]:
     """
     scores = Facts.of(side).scores
     tables = []
-    for key, title in (("loss", "Perplexity per token, lower is better"), ("passkeys", "Passkeys answered")):
+    titles = {"loss": "Perplexity per token, lower is better", "passkeys": f"Passkeys answered{haystacks(side)}"}
+    for key, title in titles.items():
         cells = {(row["length"], row["method"]): row[key] for row in scores if row.get(key) is not None}
         if not cells:
             continue

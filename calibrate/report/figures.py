@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...runtime.sidecar.sidecar import Sidecar
-from ..summary import Facts, calibrated_lengths, filtered_channels, kept_mass, label, layer_values, ordered
+from ..summary import Facts, calibrated_lengths, filtered_channels, haystacks, kept_mass, label, layer_values, ordered
 from .plots import COLOURS, PALETTE, Picture, axes, colour, heat, length_axis, plain_ticks, tokens
 
 SCHEMATIC = 65536  # the papers draw the sequence's length by layer at 64k
@@ -76,7 +76,10 @@ def passkeys(side: Sidecar) -> Picture | None:
         grid = [[by_length.get(n) for n in lengths] for by_length in found.values()]
         heat(panel, grid, [label(m) for m in found], [tokens(n) for n in lengths])
         panel.set_xlabel("tokens read")
-    caption = "Five digits hidden in held-out text, asked for at the end; share answered exactly, over all depths."
+    caption = (
+        f"Five digits hidden in held-out text{haystacks(side)}, asked for at the end; share answered exactly, over all "
+        "depths."
+    )
     return Picture("passkeys", "Passkeys answered", caption, figure)
 
 

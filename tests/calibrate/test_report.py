@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from click.testing import CliRunner
 
 from longscan.calibrate.commands import cli
 from longscan.calibrate.report.analyze import FLOOR, analyze, attention_map
-from longscan.calibrate.report.figures import pictures
+from longscan.calibrate.report.figures import passkeys, pictures
 from longscan.calibrate.report.plots import tokens
 from longscan.calibrate.sidecars import assemble
+from longscan.calibrate.summary import headline, score_tables
 from longscan.runtime import load
+from longscan.runtime.sidecar.sidecar import Sidecar
 
 from ..browser import CHROMIUM, DRIVER, Browser
 from ..checkpoints import make_sidecar, random_tensors, write_state_spaces
@@ -231,3 +234,15 @@ def test_in_a_browser(report):
             assert browser.run(cut) == 0  # every table is seen whole
             columns = {round(image["left"]) for image in images}
             assert len(columns) == (1 if width == 400 else 3)
+
+
+@pytest.mark.parametrize(
+    ("recall", "said"), [({"numbers": 5, "distractors": 1}, True), ({"numbers": 0, "distractors": 0}, False)]
+)
+def test_what_the_scores_passkeys_were_hidden_in_is_said(path, recall, said):
+    """A score among other numbers is not one of `calibrate eval`, and must not be read as one."""
+    side = Sidecar.read(path)
+    recipe = json.loads(side.metadata["recipe"]) | {"recall": {**recall, "share": 0.5}}
+    side = replace(side, metadata={**side.metadata, "recipe": json.dumps(recipe)})
+    for text in (headline(side), score_tables(side)[1][0], passkeys(side).caption):
+        assert ("50% of them among other numbers" in text) == said
