@@ -56,7 +56,7 @@ def layer_sets(n_layer: int, recipe: Recipe) -> list[tuple[int, ...]]:
 
 
 class Search:
-    """Drives an Scoring. The order of the search is fixed, so equal inputs give equal picks."""
+    """Drives a Scoring. The order of the search is fixed, so equal inputs give equal picks."""
 
     def __init__(self, scoring: Scoring, recipe: Recipe, lengths: Sequence[int], seed: int) -> None:
         self.scoring, self.recipe, self.lengths, self.seed = scoring, recipe, sorted(lengths), seed

@@ -134,7 +134,7 @@ class Attached:
         module = self.view.parts[k].module
         if module.training and torch.is_grad_enabled():
             raise ValueError("an attached model is for inference; call model.eval(), or detach(model) before training")
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # asked once a layer
             raise ValueError("a CUDA graph would freeze the filter at one length; run without (mamba_ssm: cg=False)")
         hidden, mask, memory = self.family.call(module, *args, **kwargs)
         with torch.no_grad():

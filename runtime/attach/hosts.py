@@ -94,7 +94,7 @@ def cache_name(function: Any, host: str) -> str:
         if name in named:
             return name
     raise ValueError(
-        f"{host} takes none of {', '.join(_CACHE)}; this transformers is not one longscan knows (docs/attach.md)"
+        f"{host} takes none of {', '.join(_CACHE)}; this transformers is not one longscan knows (docs/compatibility.md)"
     )
 
 

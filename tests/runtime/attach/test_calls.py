@@ -251,7 +251,7 @@ def test_an_attached_model_is_not_pickled(model):
 
 @torch.no_grad()
 def test_a_cuda_graph_is_not_captured(model, ids, monkeypatch):
-    for asked in ("is_available", "is_current_stream_capturing"):
+    for asked in ("is_initialized", "is_current_stream_capturing"):
         monkeypatch.setattr(torch.cuda, asked, lambda: True)
     with attach(model), pytest.raises(ValueError, match="CUDA graph would freeze the filter"):
         model(ids)
