@@ -10,11 +10,19 @@ from .recipe.recipe import Recipe
 from .stages.decide import decide
 from .stages.job import Job, Options
 from .stages.measure import measure
+from .stages.plan import Plan
+from .stages.plan import plan as count
 from .stages.resume import open_journal
 from .stages.search import search
 from .stages.texts import read
 from .stages.write import Calibration, write
 from .work.processes import ALONE, Processes
+
+
+def plan(lm: LM, recipe: Recipe, options: Options) -> Plan:
+    """What `calibrate` would read and take, without doing it. Raises UserError as it does."""
+    job = Job.of(lm, recipe, options, ALONE)
+    return count(job, read(job))
 
 
 def calibrate(lm: LM, recipe: Recipe, options: Options, processes: Processes = ALONE) -> Calibration:

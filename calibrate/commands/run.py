@@ -30,6 +30,7 @@ from .group import COUNT, METHODS, SEED, cli, json_option, lengths_callback, mod
 @place_options
 @click.option("--seed", type=SEED, help="Of every draw [default: the recipe's, mostly 0].")
 @click.option("--workdir", type=click.Path(path_type=Path, file_okay=False), help="Its journal [default: OUT.work].")
+@click.option("--plan", "only_plan", is_flag=True, help="Print lengths, windows, tokens, time and memory, and stop.")
 @click.option("--resume/--fresh", default=True, help="Go on from what the journal has of this run, or forget that.")
 @json_option
 def run(
@@ -47,6 +48,7 @@ def run(
     dtype: str,
     seed: int | None,
     workdir: Path | None,
+    only_plan: bool,
     resume: bool,
     as_json: bool,
 ) -> None:
@@ -56,7 +58,7 @@ def run(
     """
     from ..recipe.published import recipe_train_length
     from ..recipe.recipe import load_recipe, recipe_for_model
-    from ..run import calibrate
+    from ..run import calibrate, plan
     from ..stages.job import Options
 
     recipe = load_recipe(recipe_name or recipe_for_model(model))
@@ -84,6 +86,10 @@ def run(
         workdir=workdir or out.with_name(out.name + ".work"),
         resume=resume,
     )
+    if only_plan:
+        planned = plan(lm, recipe, options)
+        click.echo(json.dumps(planned.to_json()) if as_json else "\n".join(planned.lines()))
+        return
     found = calibrate(lm, recipe, options, processes)
     leave()
     if processes.rank:

@@ -15,6 +15,7 @@ from ..console import progress
 from ..work.journal import Journal
 from ..work.processes import ALONE, Processes
 from . import mamba2
+from .histogram import BINS
 from .published_fit import clamp_top, published_g
 from .sketch import DeltaSketch, exact_values
 
@@ -131,6 +132,12 @@ class Measure:
             for window, one in enumerate(delta, self.first):
                 found.published[window] = torch.stack([published_g(one, S, C) for S in lengths])
         return None
+
+
+def statistics_bytes(lm: LM, windows: Tensor) -> int:
+    """What a layer's LayerMeasurement takes, measured on windows (n, L)."""
+    values = exact_values(lm.weights.channels * len(lm.weights.layers), windows.numel())
+    return lm.weights.channels * (4 * values + 4 * BINS + 16 + 12 * len(windows))
 
 
 def tokens_a_batch(wanted: int, d_inner: int) -> int:

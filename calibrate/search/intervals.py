@@ -49,6 +49,13 @@ def clearly_better(one: Score, other: Score, confidence: float, draws: int, seed
     return value_interval(parts, confidence, draws, seed)[0] > 0
 
 
+def as_good(one: Score, other: Score) -> bool:
+    """Whether a value falls short of another's, on the same windows and trials, by a standard error at most."""
+    parts = [d for d in (other.losses - one.losses, one.answered - other.answered) if len(d)]
+    error = math.sqrt(sum(float(d.var()) / len(d) for d in parts if len(d) > 1))
+    return sum(float(d.mean()) for d in parts) >= -error
+
+
 def _widening(n: int, confidence: float) -> float:
     """sqrt(n / (n - 1)) t / z for n - 1 degrees of freedom; t by the Cornish-Fisher expansion."""
     z, v = NormalDist().inv_cdf((1 + confidence) / 2), n - 1

@@ -139,8 +139,18 @@ class Scoring:
         """Best first, those that read worse than the plain model last: no recall makes up for it. Ties: the earlier."""
         for candidate in progress(candidates, f"scoring candidates at {length}"):
             self.score(candidate, length, share, shared)
-        plain, scores = self.score(NONE, length, share), {c: self.score(c, length, share) for c in candidates}
-        return sorted(candidates, key=lambda c: (_reads_worse(scores[c], plain), -scores[c].value))
+        value = {c: self.score(c, length, share).value for c in candidates}
+        return sorted(candidates, key=lambda c: (self.reads_worse(c, length, share), -value[c]))
+
+    def reads_worse(self, candidate: Candidate, length: int, share: float = 1.0) -> bool:
+        """Than the plain model, by more than a standard error, where passkeys could make up for it.
+
+        Of the more windows that decide later, that is about two, and refused.
+        """
+        score = self.score(candidate, length, share)
+        more = score.losses - self.score(NONE, length, share).losses
+        spread = len(score.exact) > 0 and len(more) > 1
+        return spread and not float(more.mean()) <= float(more.std()) / math.sqrt(len(more))
 
     def _model(self, candidate: Candidate, length: int) -> LM:
         if candidate == NONE:
@@ -150,12 +160,6 @@ class Scoring:
         band = band_entry(candidate.method, filters, candidate.decimate, [length], L)
         tensors = self.tables.band([length], filters, candidate.decimate, candidate.scale, only=True)
         return self.lm.with_sidecar(assemble(self.lm, L, [(band, tensors)]))
-
-
-def _reads_worse(score: Score, plain: Score) -> bool:
-    """By more than a standard error: of the more windows that decide later, that is about two, and refused."""
-    more = score.losses - plain.losses
-    return len(score.exact) > 0 and len(more) > 1 and not float(more.mean()) <= float(more.std()) / math.sqrt(len(more))
 
 
 _NO_VALUES = torch.empty(0, dtype=torch.float64)

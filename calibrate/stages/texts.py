@@ -12,12 +12,13 @@ from torch import Tensor
 from ..errors import UserError
 from ..search.tasks import DEPTHS, passkey_trials
 from ..texts.sources import read_texts, split_documents
-from ..texts.tokens import encode
+from ..texts.tokens import Enough, encode
 from ..texts.windows import token_windows
 from .job import Job
 
 _TOKENS_FOR_ONE = 30  # tokens at L for one that is kept: m is about 0.35, and what is kept about ten times the mean
 _MOST_TAIL = 100  # target tokens a window, as in the published protocol
+_DOCUMENTS, _SPREAD = 64, 4  # windows are spread over so many documents at least, and so many times their own tokens
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,17 @@ def read(job: Job) -> Tokens:
     """Raises UserError where the texts are too few or too short, or not the model's."""
     lm, options = job.lm, job.options
     texts = read_texts(options.texts, role="run")
-    fit, held_out = (encode(lm, part) for part in split_documents(texts, job.recipe.held_out))
-    windows = token_windows(fit, job.L, _measuring_windows(job), tail=job.L, seed=options.seed)
+    to_fit, to_choose = split_documents(texts, job.recipe.held_out)
+    count, choosing, longest = _measuring_windows(job), _choosing_windows(job), job.lengths[-1]
+    fit = encode(lm, to_fit, Enough(min(count, _DOCUMENTS), longest, _SPREAD * count * job.L))
+    held_out = encode(lm, to_choose, Enough(max(choosing, _DOCUMENTS), longest, choosing * longest))
+    windows = token_windows(fit, job.L, count, tail=job.L, seed=options.seed)
     tail = min(_MOST_TAIL, job.L // 2)
     scored = job.searches and options.objective != "passkey"
     if job.searches and not scored:  # refuse what no text can hold before hours of measuring, not after
         for length in (job.lengths[0], job.lengths[-1]):
             passkey_trials(lm, held_out, length, DEPTHS[:1], "calibrate", options.seed)
-    searched, judged = _held_out_windows(job, held_out, tail) if scored else (None, None)
+    searched, judged = _held_out_windows(job, held_out, choosing, tail) if scored else (None, None)
     record = {
         "texts": texts.name,
         "texts_sha256": texts.sha256,
@@ -78,12 +82,14 @@ def _measuring_windows(job: Job) -> int:
     return max(measure.windows, math.ceil(measure.kept * _TOKENS_FOR_ONE * job.lengths[-1] / job.L / job.L))
 
 
-def _held_out_windows(job: Job, held_out: Sequence[Tensor], tail: int) -> tuple[Tensor, Tensor]:
-    """Windows to search on and to decide on, which wants more of them."""
-    samples = job.options.samples
-    count = samples + max(map(job.judging, job.lengths))
+def _choosing_windows(job: Job) -> int:
+    """To search on, and to decide on, which wants more of them."""
+    return job.options.samples + max(map(job.judging, job.lengths))
+
+
+def _held_out_windows(job: Job, held_out: Sequence[Tensor], count: int, tail: int) -> tuple[Tensor, Tensor]:
     windows = token_windows(held_out, job.lengths[-1], count, tail=tail, seed=job.options.seed)
-    searched = max(1, round(len(windows) * samples / count))
+    searched = max(1, round(len(windows) * job.options.samples / count))
     if searched == len(windows):
         raise UserError("the held-out text has one window alone, to search or to decide on; give longer texts")
     return windows[:searched], windows[searched:]

@@ -71,6 +71,18 @@ def test_run_writes_a_sidecar_and_one_document(calibrated, folder):
     load(folder, out)
 
 
+def test_a_plan_counts_what_the_run_reads_and_writes_nothing(calibrated, tmp_path):
+    arguments, _, document = calibrated
+    out = tmp_path / "planned.st"
+    wanted = (*arguments, "--samples", 4, "--out", out, "--plan", "--json")
+    planned = json.loads(call(*wanted, "--objective", "perplexity").stdout)  # as this model's run turns out
+    assert planned["tokens"] == pytest.approx(document["tokens"], rel=0.3)
+    assert planned["lengths"] == [128, 256] and planned["searched"]["256"] == [4, 0]
+    assert planned["seconds"] > 0 and planned["weights_bytes"] > 4 * 16 * 50280
+    assert "passkeys" in call(*arguments, "--samples", 4, "--out", out, "--plan").stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_same_seed_gives_the_same_bytes(calibrated, tmp_path):
     arguments, out, _ = calibrated
     again, resumed = tmp_path / out.name, tmp_path / "resumed" / out.name

@@ -147,3 +147,26 @@ def test_a_mass_near_one_is_found_close_to_the_training_length_below_a_small_one
     first = searching.run({"filter"})[0].filter
     assert first is not None and first.filter is not None
     assert first.filter.share * 2 == pytest.approx(1.0, rel=0.12)
+
+
+@pytest.mark.parametrize(("noise", "wanted"), [(0.0, 0.5), (0.4, 0.125)])
+def test_of_masses_that_the_windows_do_not_tell_apart_the_smallest_is_taken(noise, wanted):
+    """The best is m = 0.5; the loss grows by 0.05 a halving, within a standard error if windows scatter by 0.4."""
+
+    class Scattered(Known):
+        def score(self, candidate, length, share=1.0, prefix=None):
+            found, halvings = super().score(candidate, length, share, prefix), 0.0
+            if candidate.filter:
+                halvings = abs(math.log2(candidate.filter.share * length / L / 0.5))
+            scatter = torch.arange(len(found.losses)) % 2 * 2.0 - 1
+            return Score(found.losses + noise * halvings**0.5 * scatter, found.answered, found.exact)
+
+    def loss(candidate: Candidate, length: int) -> float:
+        pick = candidate.filter
+        return 9.0 if pick is None else 0.05 * abs(math.log2(pick.share * length / L / 0.5))
+
+    searching = search(loss, "filter: {g_fit: stretched, layers: all}")
+    searching.scoring.__class__ = Scattered
+    for pick in searching.run({"filter"}):
+        assert pick.filter is not None and pick.filter.filter is not None
+        assert pick.filter.filter.share * pick.length / L == pytest.approx(wanted, rel=0.12)

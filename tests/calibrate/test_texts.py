@@ -19,6 +19,8 @@ from longscan.calibrate.errors import UserError
 from longscan.calibrate.lengths import parse_length, parse_lengths
 from longscan.calibrate.texts import sources as module
 from longscan.calibrate.texts.sources import Texts, read_texts, recorded_source, split_documents
+from longscan.calibrate.texts.tokens import Enough, encode
+from longscan.runtime import load
 
 
 def refused(source: str, *parts: str, max_bytes: int | None = None) -> None:
@@ -331,3 +333,14 @@ def test_nulls_of_a_hub_data_set(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "null rows (1)" in capsys.readouterr().err
     refused("owner/set#odd", "row 2", "is not a string")
     refused("owner/set#none", "only nulls")
+
+
+def test_no_more_documents_are_encoded_than_are_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    lm = load("demo")
+    texts = Texts("letters", ["a" * 100 if i % 2 else "b" for i in range(100)])
+    assert len(encode(lm, texts)) == 100 and capsys.readouterr().err == ""
+    found = encode(lm, texts, Enough(documents=10, length=50, tokens=900))
+    assert [len(ids) for ids in found[:4]] == [1, 100, 1, 100] and len(found) == 32  # two parts of sixteen
+    assert "letters: 32 of 100 documents are enough here" in capsys.readouterr().err
+    assert len(encode(lm, texts, Enough(documents=10, length=50, tokens=1700))) == 48
+    assert len(encode(lm, texts, Enough(documents=10, length=500, tokens=1))) == 100  # none is as long
