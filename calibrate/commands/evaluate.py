@@ -41,6 +41,7 @@ def evaluate_command(
 ) -> None:
     """Measure perplexity or passkeys at several lengths and methods."""
     from ..evaluate.evaluate import Request, available, evaluate
+    from ..measure.measuring import tokens_a_batch
     from ..recipe.recipe import load_recipe, recipe_for_model
     from ..report.table import render
     from ..texts.sources import read_texts
@@ -62,7 +63,7 @@ def evaluate_command(
         windows,
         protocol,
         seed,
-        recipe.measure.batch_tokens,
+        tokens_a_batch(recipe.measure.batch_tokens, lm),
     )
     document = evaluate(lm, documents, request)
     train_length = lm.sidecar.train_length if lm.sidecar else lm.config.train_length

@@ -140,8 +140,9 @@ def statistics_bytes(lm: LM, windows: Tensor) -> int:
     return lm.weights.channels * (4 * values + 4 * BINS + 16 + 12 * len(windows))
 
 
-def tokens_a_batch(wanted: int, d_inner: int) -> int:
+def tokens_a_batch(wanted: int, lm: LM) -> int:
     """The recipe's tokens a batch, fewer for a wide model; nothing else decides, so neither memory nor ranks do."""
+    d_inner = 2 * lm.weights.embedding.shape[1]
     return min(wanted, max(1, _BATCH_ELEMENTS // d_inner))
 
 

@@ -68,7 +68,7 @@ class Job:
 
     @property
     def batch_tokens(self) -> int:
-        return tokens_a_batch(self.recipe.measure.batch_tokens, 2 * self.lm.weights.embedding.shape[1])  # d_inner
+        return tokens_a_batch(self.recipe.measure.batch_tokens, self.lm)
 
     @property
     def searches(self) -> bool:
