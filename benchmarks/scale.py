@@ -6,7 +6,8 @@
 The first measures the plain model, `calibrate run`'s own pick (auto), both papers' recipes, UPI and MambaExtend's form
 at up to 64 times the rung's training length on the demo's texts, and writes docs/scale/RUNG.json with the training
 record beside it. --full takes the evaluation's own default numbers of windows, else few. The second draws
-docs/scale.png and docs/scale/table.md from whatever rungs are in docs/scale.
+docs/scale.png and docs/scale/table.md from whatever rungs are in docs/scale. Commands whose JSON is in the folder of
+--out are not run again.
 """
 
 from __future__ import annotations
@@ -36,6 +37,13 @@ RIVALS = {  # column -> its variant in ablation.yaml
 }
 
 
+def once(out: Path, name: str, *arguments: str) -> dict[str, Any]:
+    """What a command printed as JSON, from the folder if it has been run there before."""
+    path = out / f"{name}.json"
+    document: dict[str, Any] = json.loads(path.read_text()) if path.exists() else calibrate(out, name, *arguments)
+    return document
+
+
 def measure(rung: str, model: str, out: Path, full: bool, samples: int) -> dict[str, Any]:
     """The rung's document: what it is, what was picked, and a value for each column, length and task."""
     lm = load(model)
@@ -47,10 +55,10 @@ def measure(rung: str, model: str, out: Path, full: bool, samples: int) -> dict[
     def column(name: str, recipe: str, method: str, factors: tuple[int, ...]) -> dict[str, Any]:
         lengths = ",".join(str(L * factor) for factor in factors)
         sidecar = str(out / f"{name}.longscan.safetensors")
-        run = calibrate(out, f"{name}-run", "run", "--model", model, "--texts", "demo", "--recipe", recipe, "--method",
-                        method, "--lengths", lengths, "--out", sidecar)  # fmt: skip
+        run = once(out, f"{name}-run", "run", "--model", model, "--texts", "demo", "--recipe", recipe,
+                   "--method", method, "--lengths", lengths, "--out", sidecar)  # fmt: skip
         for task in ("perplexity", "passkey"):
-            document = calibrate(
+            document = once(
                 out, f"{name}-{task}", "eval", "--model", model, "--sidecar", sidecar, "--texts", "demo",
                 "--task", task, "--lengths", f"{L},{lengths}", "--methods", f"none,{method}", *few.get(task, []),
             )  # fmt: skip
