@@ -4,9 +4,9 @@
 
 Without --sidecar the model is calibrated first, on PG-19's training books by its own recipe. Windows of S tokens of
 every test book start at 0, s, 2s, ... with s = max(10, (len - S) // 10); the loss is taken on the last 100 tokens, the
-last 101 are protected from decimation, and perplexity is exp of the mean of the windows' losses. --texts takes a folder
-of books (.txt) in place of the Hub's copy. The published numbers (float32; arXiv 2504.16053 and 2406.14528) are in
-pg19.json.
+last 101 are protected from decimation, and perplexity is exp of the mean of the windows' losses. --texts takes a
+book or a folder of books (.txt) in place of the Hub's copy. The published numbers (float32; arXiv 2504.16053 and
+2406.14528) are in pg19.json.
 """
 
 from __future__ import annotations

@@ -140,15 +140,12 @@ def tensors(samples: list[Marked], size: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(ids), torch.from_numpy(marks)
 
 
-def recall_batch(rng: random.Random, level: int, rows: int) -> tuple[Tensor, Tensor]:
-    """A batch of the curriculum; a quarter of the rows repeat earlier levels, padded to this one's size."""
-    samples = []
-    for _ in range(rows):
-        samples.append(recall(rng, level if rng.random() < 0.75 else rng.randrange(level + 1)))
-    return tensors(samples, LEVELS[level][3])
+def recall_samples(rng: random.Random, level: int, rows: int) -> list[Marked]:
+    """A batch of the curriculum; a quarter of the rows repeat earlier levels."""
+    return [recall(rng, level if rng.random() < 0.75 else rng.randrange(level + 1)) for _ in range(rows)]
 
 
-def mixed_batch(rng: random.Random, corpus: Corpus, rows: int, size: int, progress: float) -> tuple[Tensor, Tensor]:
+def mixed_samples(rng: random.Random, corpus: Corpus, rows: int, size: int, progress: float) -> list[Marked]:
     """Text, recall across text and passkeys, a third each; distances grow to the whole window over `progress`."""
     span = round(120 + (size - 120) * min(1.0, 2.5 * progress))
     samples: list[Marked] = []
@@ -161,4 +158,4 @@ def mixed_batch(rng: random.Random, corpus: Corpus, rows: int, size: int, progre
             samples.append([(corpus.slice(rng, size), TEXT)])
         else:
             samples.append(passkey(rng, corpus, size, span))
-    return tensors(samples, size)
+    return samples

@@ -3,8 +3,10 @@
     python recipes/demo_texts.py build/texts
     python recipes/train_demo.py --texts build/texts --work build/train --export runtime/demo
     python recipes/train_demo.py --family mamba2 --texts build/texts --work build/train2 --export runtime/demo_mamba2
+    python recipes/train_demo.py --rung mamba-0.8m --texts build/texts --work build/0.8m --export build/mamba-0.8m
 
-Seeded; goes on from its checkpoint. Progress is recorded in WORK/curve.jsonl.
+Seeded; goes on from its checkpoint. Progress is recorded in WORK/curve.jsonl. Other sizes, training lengths and
+vocabularies are options, the rungs of the ladder (ladder.py) sets of them.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from ladder import RUNGS
 from torch import Tensor
-from train_data import ANSWER, LEVELS, TEXT, Corpus, mixed_batch, recall_batch
+from train_data import ANSWER, LEVELS, TEXT, Corpus, mixed_samples, recall_samples
 from train_mamba2 import Shape2
 from train_model import MambaLM, Shape
+from train_vocabulary import Bytes, Subwords
 
 from longscan.calibrate.texts.passkey import WORDINGS, answer, draw_key
 
@@ -40,35 +44,39 @@ def losses(model: MambaLM, ids: Tensor, marks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def passkeys_at_L(model: MambaLM, text: bytes, seed: int, trials: int = 20) -> list[float]:
-    """Share of passkeys answered (teacher-forced greedy) at depths 0 ... 1, prompt and answer within SIZE bytes."""
+def passkeys_at_L(
+    model: MambaLM, vocabulary: Bytes, length: int, text: list[int], seed: int, trials: int = 20
+) -> list[float]:
+    """Share of passkeys answered (teacher-forced greedy) at depths 0 ... 1, prompts of `length` tokens."""
     rng, shares = random.Random(seed), []
     for depth in (0.0, 0.25, 0.5, 0.75, 1.0):
-        rows, said = [], answer("00000").encode()
+        rows, said = [], vocabulary.encode(answer("00000").encode())
         for _ in range(trials):
             key = draw_key(rng, "evaluate")
-            needle, question = WORDINGS[0].hide(key).encode(), WORDINGS[0].question.encode()
-            room = SIZE - len(needle) - len(question)
+            needle = vocabulary.encode(WORDINGS[0].hide(key).encode())
+            question = vocabulary.encode(WORDINGS[0].question.encode())
+            room = length - len(needle) - len(question)
             start = rng.randrange(len(text) - room)
             hay = text[start : start + room]
             cut = round(depth * room)
-            rows.append(hay[:cut] + needle + hay[cut:] + question + answer(key).encode())
-        ids = torch.tensor([list(row) for row in rows])
+            rows.append(hay[:cut] + needle + hay[cut:] + question + vocabulary.encode(answer(key).encode()))
+        ids = torch.tensor(rows)
         predicted = model(ids)[:, -len(said) - 1 : -2].argmax(-1)  # the space and the digits
         shares.append(float((predicted == ids[:, -len(said) : -1]).all(1).float().mean()))
     return shares
 
 
 @torch.no_grad()
-def bits_per_byte(model: MambaLM, text: bytes, windows: int = 64) -> float:
-    """On the last 100 bytes of windows of SIZE spread over a text."""
-    starts = torch.linspace(0, len(text) - SIZE - 1, windows).long().tolist()
-    ids = torch.tensor([list(text[s : s + SIZE]) for s in starts])
-    logits = model(ids)[:, -101:-1]
-    return float(F.cross_entropy(logits.flatten(0, 1), ids[:, -100:].flatten())) / 0.6931471805599453
+def bits_per_byte(model: MambaLM, vocabulary: Bytes, length: int, text: list[int], windows: int = 64) -> float:
+    """On the last 100 tokens of windows of `length` spread over a text."""
+    starts = torch.linspace(0, len(text) - length - 1, windows).long().tolist()
+    ids = torch.tensor([text[s : s + length] for s in starts])
+    logits, target = model(ids)[:, -101:-1], ids[:, -100:].flatten()
+    per_token = float(F.cross_entropy(logits.flatten(0, 1), target)) / 0.6931471805599453
+    return per_token / float(vocabulary.widths()[target].mean())
 
 
-def export(model: MambaLM, folder: Path) -> None:
+def export(model: MambaLM, folder: Path, vocabulary: Bytes, length: int = SIZE) -> None:
     """A state-spaces checkpoint: float16 matrices, float32 where exponentials are steered."""
     from safetensors.torch import save_file
 
@@ -91,32 +99,20 @@ def export(model: MambaLM, folder: Path) -> None:
         "fused_add_norm": True,
         "pad_vocab_size_multiple": 8,
         "tie_embeddings": True,
-        "train_length": SIZE,
+        "train_length": length,
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    write_tokenizer(folder / "tokenizer.json")
-
-
-def write_tokenizer(path: Path) -> None:
-    """A byte-level tokenizer whose ids are the byte values."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's mapping of bytes to characters
-    others = [b for b in range(256) if b not in printable]
-    alphabet = {**{chr(b): b for b in printable}, **{chr(256 + i): b for i, b in enumerate(others)}}
-    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(path))
+    vocabulary.tokenizer.save(str(folder / "tokenizer.json"))
 
 
 class Run:
     """Everything a checkpoint holds."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, vocabulary: Bytes) -> None:
         self.args = args
         torch.manual_seed(args.seed)
-        self.model = MambaLM(SHAPES[args.family]())
+        given = {"d_model": args.d_model, "n_layer": args.layers, "vocab_size": vocabulary.size}
+        self.model = MambaLM(SHAPES[args.family](**{name: value for name, value in given.items() if value}))
         decayed = [p for n, p in self.model.named_parameters() if p.dim() > 1 and "A_log" not in n]
         plain = [p for n, p in self.model.named_parameters() if p.dim() <= 1 or "A_log" in n]
         groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
@@ -157,13 +153,24 @@ def main() -> None:
     parser.add_argument("--texts", type=Path, required=True, help="folder made by demo_texts.py")
     parser.add_argument("--work", type=Path, required=True, help="checkpoint and curve")
     parser.add_argument("--export", type=Path, help="folder for the finished checkpoint")
+    parser.add_argument("--rung", choices=RUNGS, help="take the options below from the ladder")
     parser.add_argument("--family", choices=SHAPES, default="mamba")
+    parser.add_argument("--d-model", type=int, help="a multiple of 8 [default: the demo's]")
+    parser.add_argument("--layers", type=int, help="[default: the demo's]")
+    parser.add_argument("--length", type=int, default=SIZE, help="the training length in tokens")
+    parser.add_argument("--vocabulary", type=int, help="tokens of a BPE vocabulary to train [default: bytes]")
     parser.add_argument("--steps", type=int, default=1700, help="steps of the mixed stage")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.rung:
+        parser.set_defaults(**RUNGS[args.rung])
+        args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    run, corpus = Run(args), Corpus.read(args.texts)
-    evaluation = (args.texts / "austen" / "persuasion.txt").read_bytes()
+    corpus = Corpus.read(args.texts)
+    texts = [*corpus.austen, *corpus.sotu, *corpus.kjv]
+    vocabulary = Subwords.read(args.work / "tokenizer.json", texts, args.vocabulary) if args.vocabulary else Bytes()
+    run, rows, size = Run(args, vocabulary), ROWS * SIZE // args.length, round(vocabulary.spread * args.length)
+    evaluation = vocabulary.encode((args.texts / "austen" / "persuasion.txt").read_bytes())
     curve = (args.work / "curve.jsonl").open("a")
     began = time.time()
 
@@ -176,7 +183,8 @@ def main() -> None:
     while run.mixed < args.steps:
         rng = random.Random(f"{args.seed} {run.step}")
         if run.level < len(LEVELS):
-            ids, marks = recall_batch(rng, run.level, ROWS)
+            samples = recall_samples(rng, run.level, ROWS)
+            ids, marks = vocabulary.batch(samples, LEVELS[run.level][3], args.length)
             _, said = losses(run.model, ids, marks)
             run.update(said)
             run.smooth = 0.98 * run.smooth + 0.02 * said.item()
@@ -185,23 +193,25 @@ def main() -> None:
                 run.level, run.smooth = run.level + 1, 1.0
                 record(stage="recall", level=run.level)
         else:
-            ids, marks = mixed_batch(rng, corpus, ROWS, SIZE, run.mixed / args.steps)
+            samples = mixed_samples(rng, corpus, rows, size, run.mixed / args.steps)
+            ids, marks = vocabulary.batch(samples, size, args.length)
             text, said = losses(run.model, ids, marks)
             run.update(text + 0.5 * said)
             run.mixed += 1
         run.tokens += ids.numel()
         if run.step % 20 == 0:
             record(level=run.level, text=text and round(text.item(), 4), answers=round(said.item(), 4))
-        if run.step % 200 == 0 or run.mixed == args.steps:
+        if run.step % 50 == 0:
             run.save()
-            if text is not None:
-                shares = passkeys_at_L(run.model, evaluation, args.seed)
-                record(passkeys=shares, bits_per_byte=round(bits_per_byte(run.model, evaluation), 4))
-                if args.export:
-                    export(run.model, args.export)
+        if text is not None and (run.step % 200 == 0 or run.mixed == args.steps):
+            shares = passkeys_at_L(run.model, vocabulary, args.length, evaluation, args.seed)
+            bits = bits_per_byte(run.model, vocabulary, args.length, evaluation)
+            record(passkeys=shares, bits_per_byte=round(bits, 4))
+            if args.export:
+                export(run.model, args.export, vocabulary, args.length)
     run.save()
     if args.export:
-        export(run.model, args.export)
+        export(run.model, args.export, vocabulary, args.length)
 
 
 if __name__ == "__main__":

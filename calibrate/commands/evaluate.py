@@ -11,15 +11,17 @@ from ...runtime import LM, load
 from ..errors import UserError
 from .group import COUNT, METHODS, SEED, cli, json_option, lengths_callback, model_options, place_options
 
+TASKS = ("perplexity", "passkey", "multikey", "variables")
+
 
 @cli.command("eval")
 @model_options
 @click.option("--sidecar", help="File or Hub repository.")
 @click.option("--texts", help="As for run [default: the recipe's evaluation text].")
-@click.option("--task", type=click.Choice(("perplexity", "passkey")), default="perplexity", show_default=True)
+@click.option("--task", type=click.Choice(TASKS), default="perplexity", show_default=True)
 @click.option("--lengths", callback=lengths_callback, help="[default: the training length and the sidecar's lengths]")
 @click.option("--methods", help="Comma-separated: none,filter,decimate,both,auto [default: all the sidecar has].")
-@click.option("--windows", type=COUNT, help="Windows (perplexity), trials a depth (passkey).")
+@click.option("--windows", type=COUNT, help="Windows (perplexity), trials a depth (the others).")
 @click.option("--protocol", type=click.Choice(("paired", "pg19")), default="paired", show_default=True)
 @place_options
 @click.option("--seed", type=SEED, default=0, show_default=True)
@@ -39,7 +41,7 @@ def evaluate_command(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Measure perplexity or passkeys at several lengths and methods."""
+    """Measure perplexity or a recall task at several lengths and methods."""
     from ..evaluate.evaluate import Request, available, evaluate
     from ..measure.measuring import tokens_a_batch
     from ..recipe.recipe import load_recipe, recipe_for_model

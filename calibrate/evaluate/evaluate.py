@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,13 +20,15 @@ from ..console import progress
 from ..errors import UserError
 from ..search.tasks import DEPTHS, passkey_answered, passkey_trials, tail_losses
 from ..texts.windows import at_length, pg19_windows, token_windows
+from .recall import recall_trials, share_answered
 
-Task = Literal["perplexity", "passkey"]
+Task = Literal["perplexity", "passkey", "multikey", "variables"]
 Protocol = Literal["paired", "pg19"]
+UNITS = {"perplexity": "perplexity per token", "variables": "share of the variables named"}
 _TAIL = 100
 _PILOT, _FEWEST, _MOST = 16, 16, 256  # windows
 _AIM = 0.01  # relative standard error of the default number of windows
-_TRIALS = 20  # passkeys a depth
+_TRIALS = 20  # prompts a depth of the recall tasks
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,12 @@ def evaluate(lm: LM, documents: Sequence[Tensor], request: Request) -> dict[str,
 
     Raises UserError where the texts are too short, SidecarError where a method is asked for that the sidecar lacks.
     """
-    rows = _perplexity(lm, documents, request) if request.task == "perplexity" else _passkey(lm, documents, request)
+    rows = _perplexity(lm, documents, request) if request.task == "perplexity" else _recall(lm, documents, request)
     return {
         "model": lm.source.name,
         "task": request.task,
-        "protocol": request.protocol if request.task == "perplexity" else "passkey",
-        "unit": "perplexity per token" if request.task == "perplexity" else "share answered",
+        "protocol": request.protocol if request.task == "perplexity" else request.task,
+        "unit": UNITS.get(request.task, "share answered"),
         "rows": rows,
         "machine": machine(lm),
     }
@@ -133,26 +135,36 @@ def _enough(lm: LM, pilot: Tensor, tail: int, batch_tokens: int) -> int:
     return min(_MOST, max(_FEWEST, math.ceil((spread / _AIM) ** 2)))
 
 
-def _passkey(lm: LM, documents: Sequence[Tensor], request: Request) -> list[dict[str, Any]]:
+def _recall(lm: LM, documents: Sequence[Tensor], request: Request) -> list[dict[str, Any]]:
     lengths = sorted(request.lengths)
     each = request.windows or _TRIALS
     depths = [depth for _ in range(each) for depth in DEPTHS]
-    sets = {n: passkey_trials(lm, documents, n, depths, "evaluate", request.seed) for n in lengths}
+    sets = {n: _asked(lm, documents, n, depths, request) for n in lengths}
 
     def answered(length: int, plan: Plan) -> Tensor:
-        return passkey_answered(lm, sets[length], plan.method, request.batch_tokens)[0].double()
+        return sets[length][1](plan.method)
 
     rows = []
     for length, method, plan, right, plain, seconds in _each(lm, lengths, request.methods, answered):
         influence = right - right.mean()
         if plain is not None and plan.method != "none":
             influence = influence - (plain - plain.mean())
-        tokens = sets[length].prompts.numel()
-        row = _row(length, method, plan, float(right.mean()), influence, len(right), seconds, tokens)
+        row = _row(length, method, plan, float(right.mean()), influence, len(right), seconds, sets[length][0])
         by_depth = right.view(each, len(DEPTHS)).mean(0)
         row["depths"] = {str(depth): round(float(share), 4) for depth, share in zip(DEPTHS, by_depth)}
         rows.append(row)
     return rows
+
+
+def _asked(
+    lm: LM, documents: Sequence[Tensor], length: int, depths: Sequence[float], request: Request
+) -> tuple[int, Callable[[str], Tensor]]:
+    """(tokens of a length's prompts, from a method to what of each prompt is answered, (n,) float64)."""
+    if request.task == "passkey":
+        keys = passkey_trials(lm, documents, length, depths, "evaluate", request.seed)
+        return keys.prompts.numel(), lambda method: passkey_answered(lm, keys, method, request.batch_tokens)[0].double()
+    trials = recall_trials(lm, documents, length, depths, request.task, request.seed)
+    return trials.prompts.numel(), lambda method: share_answered(lm, trials, method, request.batch_tokens)
 
 
 def _each(lm: LM, lengths: Sequence[int], methods: Sequence[str], run: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Figures of `calibrate eval --json` documents: perplexity, passkeys by depth, time to read a prompt."""
+"""Figures of `calibrate eval --json` documents: perplexity, recall by depth, time to read a prompt."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from ...runtime.errors import os_reason
 from ..errors import UserError, first_line
 from ..summary import label, ordered
 from .plots import Picture, axes, colour, heat, length_axis, plain_ticks, tokens
+
+TITLES = {"passkey": "passkeys"}
 
 
 def read_eval(path: Path) -> dict[str, Any]:
@@ -32,9 +34,9 @@ def pictures(documents: Sequence[dict[str, Any]], train_length: int, *, times: b
     """One picture a document and, with `times`, how long the first perplexity evaluation took to read a window."""
     found = []
     for index, document in enumerate(documents):
-        draw = _passkeys if document.get("task") == "passkey" else _perplexity
+        draw = _perplexity if document.get("task", "perplexity") == "perplexity" else _recall
         found.append(draw(document, train_length, f"{index + 1}"))
-    timed = next((document for document in documents if document.get("task") != "passkey"), None)
+    timed = next((document for document in documents if document.get("task", "perplexity") == "perplexity"), None)
     if times and timed is not None:
         rows = [(row["length"], row["method"], row["seconds"] / row["windows"]) for row in timed["rows"]]
         where = timed.get("machine", {}).get("device", "an unnamed machine")
@@ -91,7 +93,7 @@ def _perplexity(document: dict[str, Any], train_length: int, number: str) -> Pic
     return Picture(f"eval-perplexity-{number}", "Evaluation: perplexity against length", caption, figure)
 
 
-def _passkeys(document: dict[str, Any], train_length: int, number: str) -> Picture:
+def _recall(document: dict[str, Any], train_length: int, number: str) -> Picture:
     rows = document["rows"]
     methods, lengths = ordered([row["method"] for row in rows]), sorted({row["length"] for row in rows})
     cells = {(row["method"], row["length"]): row for row in rows}
@@ -109,8 +111,9 @@ def _passkeys(document: dict[str, Any], train_length: int, number: str) -> Pictu
                 )
             panel.set_title(label(method), loc="left")
         panels[-1].set_xlabel("tokens read")
-    caption = f"calibrate eval --task passkey, {rows[0]['windows']} trials a cell of length; {_where(document)}."
-    return Picture(f"eval-passkeys-{number}", "Evaluation: passkeys by depth and length", caption, figure)
+    task, title = document["task"], TITLES.get(document["task"], document["task"])
+    caption = f"calibrate eval --task {task}, {rows[0]['windows']} trials a cell of length; {_where(document)}."
+    return Picture(f"eval-{title}-{number}", f"Evaluation: {title} by depth and length", caption, figure)
 
 
 def _where(document: dict[str, Any]) -> str:

@@ -92,22 +92,7 @@ def passkey_trials(
             if not answers or len(answered) == len(answers[0]):
                 break
         needle, question = encode(wording.hide(key)), encode(wording.question)
-        room = length - len(needle) - len(question)
-        if room < 0:
-            raise UserError(
-                f"a passkey prompt needs at least {len(needle) + len(question)} tokens, asked for {length}; "
-                "give longer --lengths"
-            )
-        usable = [document for document in documents if len(document) >= room]
-        if not usable:
-            longest = max((len(document) for document in documents), default=0)
-            raise UserError(
-                f"no text has the {room} tokens a passkey needs (longest: {longest}); "
-                "give shorter --lengths or longer texts"
-            )
-        document = rng.choices(usable, [len(document) - room + 1 for document in usable])[0]
-        start = rng.randrange(len(document) - room + 1)
-        text = document[start : start + room].tolist()
+        text = haystack(documents, length, len(needle) + len(question), rng, "passkey")
         phrases: list[list[int]] = []
         if salt.wanted(i):
             draw = random.Random(f"salt {seed} {length} {split} {i}")
@@ -117,6 +102,23 @@ def passkey_trials(
         answers.append(answered)
         keys.append(key)
     return PasskeyTrials(torch.tensor(prompts), torch.tensor(answers), tuple(keys), tuple(depths))
+
+
+def haystack(documents: Sequence[Tensor], length: int, taken: int, rng: random.Random, task: str) -> list[int]:
+    """The length - taken tokens of running text of a prompt; raises UserError where there are none."""
+    room = length - taken
+    if room < 0:
+        raise UserError(f"a {task} prompt needs at least {taken} tokens, asked for {length}; give longer --lengths")
+    usable = [document for document in documents if len(document) >= room]
+    if not usable:
+        longest = max((len(document) for document in documents), default=0)
+        raise UserError(
+            f"no text has the {room} tokens a {task} prompt needs (longest: {longest}); "
+            "give shorter --lengths or longer texts"
+        )
+    document = rng.choices(usable, [len(document) - room + 1 for document in usable])[0]
+    start = rng.randrange(len(document) - room + 1)
+    return document[start : start + room].tolist()
 
 
 def _hide(text: list[int], needle: list[int], depth: float, phrases: list[list[int]], rng: random.Random) -> list[int]:
@@ -133,10 +135,14 @@ def _hide(text: list[int], needle: list[int], depth: float, phrases: list[list[i
     place = round(depth * len(text))
     inserts = sorted([(rng.randrange(len(text) + 1), phrase) for phrase in used], key=lambda each: each[0])
     before = [each for each in inserts if each[0] < place]
-    after = inserts[len(before) :]
+    return insert(text, [*before, (place, needle), *inserts[len(before) :]])
+
+
+def insert(text: list[int], inserts: Sequence[tuple[int, list[int]]]) -> list[int]:
+    """The text with (place in it, tokens) written in; places ascend."""
     found: list[int] = []
     last = 0
-    for at, tokens in [*before, (place, needle), *after]:
+    for at, tokens in inserts:
         found += text[last:at] + tokens
         last = at
     return found + text[last:]
@@ -162,7 +168,7 @@ def passkey_answered(
         part = slice(i * rows, i * rows + len(prompts))
         logits, state = read(lm, prompts, method, 1)
         logits, target = logits[:, -1], trials.answers[part].to(logits.device)
-        texts = _greedy(lm, logits, state.clone(), target.shape[1])
+        texts = greedy(lm, logits, state.clone(), target.shape[1])
         answered[part] = torch.tensor([float(is_answered(text, key)) for text, key in zip(texts, trials.keys[part])])
         total = torch.zeros(len(target), dtype=torch.float64)
         for k in range(target.shape[1]):
@@ -173,7 +179,8 @@ def passkey_answered(
     return processes.total(answered) > 0, processes.total(probability)
 
 
-def _greedy(lm: LM, logits: Tensor, state: State, count: int) -> list[str]:
+def greedy(lm: LM, logits: Tensor, state: State, count: int) -> list[str]:
+    """The texts of `count` tokens a row after logits (B, V); `state` goes on with them."""
     tokens = []
     for k in range(count):
         tokens.append(logits.argmax(-1))

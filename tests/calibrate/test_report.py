@@ -57,9 +57,9 @@ def path(side, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evals(path, tmp_path_factory):
-    """Two documents of `calibrate eval --json`."""
+    """Documents of `calibrate eval --json`."""
     folder, found = tmp_path_factory.mktemp("evals"), []
-    for task in ("perplexity", "passkey"):
+    for task in ("perplexity", "passkey", "multikey"):
         result = call("eval", "--model", "demo", "--sidecar", path, "--task", task, "--lengths", f"{L},{4 * L}",
                       "--windows", 2 if task == "perplexity" else 1, "--methods", "none,both", "--json")  # fmt: skip
         found.append(folder / f"{task}.json")
@@ -70,13 +70,13 @@ def evals(path, tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(path, evals, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    result = call("report", path, "-o", folder / "r.html", "--eval", evals[0], "--eval", evals[1], "--analyze",
-                  "--figures", folder / "figures", "--json")  # fmt: skip
+    given = [part for file in evals for part in ("--eval", file)]
+    result = call("report", path, "-o", folder / "r.html", *given, "--analyze", "--figures", folder / "figures", "--json")
     return folder, json.loads(result.stdout)
 
 
 FROM_SIDECAR = ["perplexity", "passkeys", "mean-distance", "global-channels", "thresholds", "mass", "tokens"]
-FROM_EVALS = ["eval-perplexity-1", "eval-passkeys-2"]
+FROM_EVALS = ["eval-perplexity-1", "eval-passkeys-2", "eval-multikey-3"]
 FROM_MODEL = [*(f"attention-{k}" for k in (1, 2, 3, 4)), "mean-distance-length", "mean-distance-relative",
               "sum-of-delta", "prefill-time"]  # fmt: skip
 

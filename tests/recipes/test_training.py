@@ -19,7 +19,7 @@ RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 def _recipes_on_path(monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPES))
     yield
-    for name in ("train_scan", "train_ssd", "train_model", "train_mamba2", "train_data", "train_demo"):
+    for name in (*(path.stem for path in RECIPES.glob("train_*.py")), "ladder"):
         sys.modules.pop(name, None)
 
 
@@ -88,10 +88,11 @@ def exported_mamba2(folder):
     from train_demo import export
     from train_mamba2 import Shape2
     from train_model import MambaLM
+    from train_vocabulary import Bytes
 
     torch.manual_seed(0)
     model = MambaLM(Shape2(d_model=32, n_layer=2)).half().float()
-    export(model, folder)
+    export(model, folder, Bytes())
     return model
 
 
@@ -146,12 +147,13 @@ def test_exported_mamba2_has_the_names_and_shapes_of_mamba_ssm(tmp_path):
 def test_exported_checkpoint_is_the_trained_model(tmp_path, relative_rms):
     from train_demo import export
     from train_model import MambaLM, Shape
+    from train_vocabulary import Bytes
 
     from longscan.runtime import load
 
     torch.manual_seed(0)
     model = MambaLM(Shape(d_model=32, n_layer=2)).half().float()  # what float16 on disk can hold
-    export(model, tmp_path)
+    export(model, tmp_path, Bytes())
     ids = torch.randint(0, 256, (2, 40))
     lm = load(tmp_path)
     with torch.no_grad():
@@ -160,12 +162,57 @@ def test_exported_checkpoint_is_the_trained_model(tmp_path, relative_rms):
 
 
 def test_samples_mark_what_can_be_known():
-    from train_data import ANSWER, LEVELS, NONE, recall_batch
+    from train_data import ANSWER, LEVELS, NONE, recall_samples
+    from train_vocabulary import Bytes
 
-    ids, marks = recall_batch(random.Random(0), 5, 8)
+    ids, marks = Bytes().batch(recall_samples(random.Random(0), 5, 8), LEVELS[5][3], 256)
     assert ids.shape == (8, LEVELS[5][3])
     for row, mark in zip(ids, marks):
         text = bytes(row.tolist()).decode()
         said = "".join(c for c, m in zip(text, mark.tolist()) if m == ANSWER)
         first = "".join(c for c, m in zip(text, mark.tolist()) if m == NONE)
         assert said and said[:1] in first  # every answer was seen before it is asked for
+
+
+def test_a_rung_goes_on_where_it_was_cut_and_its_subwords_load(tmp_path, monkeypatch):
+    import train_demo
+    from train_data import ANSWER, Corpus, passkey
+
+    from longscan.runtime import load
+
+    words = b"It was the best of times, it was the worst of times, in the year 1775. "
+    (tmp_path / "texts" / "austen").mkdir(parents=True)
+    (tmp_path / "texts" / "sotu").mkdir()
+    for name in ("kjv", "austen/emma", "austen/persuasion", "sotu/1790"):
+        (tmp_path / "texts" / f"{name}.txt").write_bytes(words * 300)
+    monkeypatch.setattr(train_demo, "LEVELS", ())
+    monkeypatch.setattr(train_demo, "ROWS", 2)
+
+    def train(work):
+        line = ["--rung", "mamba-0.05m", "--layers", "1", "--length", "128", "--vocabulary", "280"]
+        line += ["--texts", str(tmp_path / "texts"), "--work", str(work), "--steps", "60"]
+        monkeypatch.setattr(sys, "argv", ["train_demo.py", *line, "--export", str(work / "model")])
+        train_demo.main()
+
+    def cut(run, loss):
+        if run.step == 55:
+            raise KeyboardInterrupt
+        update(run, loss)
+
+    train(tmp_path / "whole")
+    update = train_demo.Run.update
+    monkeypatch.setattr(train_demo.Run, "update", cut)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts")
+    monkeypatch.setattr(train_demo.Run, "update", update)
+    train(tmp_path / "parts")
+    whole, parts = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
+
+    lm = load(tmp_path / "parts" / "model")
+    assert (lm.config.train_length, len(lm.weights.embedding), len(lm.weights.layers)) == (128, 280, 1)
+    vocabulary = train_demo.Subwords.read(tmp_path / "parts" / "tokenizer.json", [words], 280)
+    sample = passkey(random.Random(1), Corpus.read(tmp_path / "texts"), 400, 400)
+    ids, marks = vocabulary.batch([sample], 400, 400)
+    said = [i for i, mark in zip(ids[0].tolist(), marks[0].tolist()) if mark == ANSWER]
+    assert lm.tokenizer.decode(said) == b"".join(part for part, mark in sample if mark == ANSWER).decode()
