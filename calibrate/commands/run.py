@@ -19,7 +19,12 @@ from .group import COUNT, METHODS, SEED, cli, json_option, lengths_callback, mod
 
 @cli.command()
 @model_options
-@click.option("--texts", help="demo, a file, a folder, - or a Hub data set name[:config][#split][@column].")
+@click.option(
+    "--texts",
+    multiple=True,
+    help="demo, a file, a folder, - or a Hub data set name[:config][#split][@column]; "
+    "given again: other kinds of text that picks have to hold on.",
+)
 @click.option("--recipe", "recipe_name", help="Recipe name or YAML file [default: the model's own, else default].")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="[default: MODEL.longscan.safetensors]")
 @click.option("--method", type=click.Choice(METHODS), help="Limit the candidates [default: the recipe's].")
@@ -36,7 +41,7 @@ from .group import COUNT, METHODS, SEED, cli, json_option, lengths_callback, mod
 def run(
     model: str,
     revision: str | None,
-    texts: str | None,
+    texts: tuple[str, ...],
     recipe_name: str | None,
     out: Path | None,
     method: str | None,
@@ -76,7 +81,7 @@ def run(
         raise UserError(f"{model} does not say what length it was trained at; give --train-length")
     targets = lengths or recipe.target_lengths(L)
     options = Options(
-        texts=texts or recipe.texts.run,
+        texts=texts or (recipe.texts.run,),
         lengths=tuple(targets),
         method=method or recipe.method,
         objective=objective or recipe.objective,

@@ -16,6 +16,7 @@ from .intervals import clearly_better, interval
 from .scoring import Score, Scoring
 from .search import LengthPicks
 from .tables import Tables, band_entry
+from .tasks import text_of_trial
 
 
 def choose(
@@ -38,19 +39,26 @@ def choose(
             f"the plain model's scores at {picks.length} tokens are no numbers; give --dtype float32 or other --lengths"
         )
     best, held = NONE, plain
-    rows = [_row(picks.length, NONE, plain, None, None)]
+    rows = [_row(picks.length, NONE, plain, None, None, scoring.texts)]
     for candidate in (picks.filter, picks.decimate, picks.both, picks.scale):
         if candidate is None:
             continue
         score = scoring.score(candidate, picks.length)
-        rows.append(_row(picks.length, candidate, score, *_differences(score, plain, policy, seed)))
+        rows.append(_row(picks.length, candidate, score, *_differences(score, plain, policy, seed), scoring.texts))
         if candidate.method not in allowed:
             continue
         loss, answered = _differences(score, held, policy, seed)
-        worse = (loss is not None and not loss[0] <= 0) or (answered is not None and not answered[0] >= -policy.margin)
+        worse = _reads_a_text_worse(score, plain, scoring.texts, confidence, policy, seed)
+        worse |= (loss is not None and not loss[0] <= 0) or (answered is not None and not answered[0] >= -policy.margin)
         if not worse and clearly_better(score, held, confidence, policy.bootstrap, seed):
             best, held = candidate, score
     return best, rows
+
+
+def _reads_a_text_worse(score: Score, plain: Score, texts: int, confidence: float, policy: Policy, seed: int) -> bool:
+    """Whether a candidate's loss on one of several texts is above the plain model's, beyond doubt."""
+    more = [(score.losses - plain.losses)[i::texts] for i in range(texts)] if texts > 1 else []
+    return any(not interval(each, confidence, policy.bootstrap, seed)[0] <= 0 for each in more if len(each))
 
 
 def _differences(
@@ -70,6 +78,7 @@ def _row(
     score: Score,
     loss_in: tuple[float, float] | None,
     answered_in: tuple[float, float] | None,
+    texts: int,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"length": length, "method": candidate.method, "value": round(score.value, 6)}
     if len(score.losses):
@@ -78,6 +87,8 @@ def _row(
     if len(score.exact):
         row["passkeys"] = round(float(score.exact.double().mean()), 6)
         row["passkey_difference"] = _finite(answered_in)
+    if texts > 1:
+        row["by_text"] = [_of_text(score, i, texts) for i in range(texts)]
     if candidate.filter:
         row["share"], row["log_theta"] = candidate.filter.share, round(candidate.filter.log_theta, 4)
         row["filter_layers"], row["g_fit"] = list(candidate.filter.layers), candidate.filter.fit
@@ -89,6 +100,15 @@ def _row(
         if candidate.scale.powers:
             row["powers"] = list(candidate.scale.powers)
     return row
+
+
+def _of_text(score: Score, text: int, texts: int) -> dict[str, float]:
+    """Loss and passkeys on one of several texts."""
+    losses = score.losses[text::texts]
+    right = [float(exact) for i, exact in enumerate(score.exact.tolist()) if text_of_trial(i, texts) == text]
+    found = {"loss": float(losses.mean())} if len(losses) else {}
+    found |= {"passkeys": sum(right) / len(right)} if right else {}
+    return {key: round(value, 6) for key, value in found.items()}
 
 
 def _finite(bounds: tuple[float, float] | None) -> list[float] | None:

@@ -54,6 +54,7 @@ class Scoring:
     batch_tokens: int
     journal: Journal
     processes: Processes = ALONE
+    texts: int = 1  # windows take turns among so many, and so do five trials (`tasks.text_of_trial`)
     purpose: str = "search"  # names these windows and trials in the journal
     token_layers: int = 0  # cost so far: tokens x layers processed
     _seen: dict[tuple[Candidate, int], Score] = field(default_factory=dict)

@@ -68,15 +68,17 @@ def passkey_trials(
     split: Split,
     seed: int,
     salt: Salt = PLAIN_HAYSTACK,
+    others: Sequence[Sequence[Tensor]] = (),
 ) -> PasskeyTrials:
     """One prompt of exactly `length` tokens for each entry of `depths`: a key hidden at that depth of running text.
 
-    documents: token ids of the haystack's texts; salt: what else is written into it, which changes neither the key nor
+    documents: token ids of the haystack's texts; others: those of further texts, which take turns, five prompts each
+    salt: what else is written into it, which changes neither the key nor
     where its text is from. Wordings are drawn from the split's. Everything is in the middle of a text: no BOS, and no
     space but the wording's own. Raises UserError if the length is too short to hold the task, or no document is long
     enough.
     """
-    rng = random.Random(f"passkey {seed} {length} {split}")
+    rng, texts = random.Random(f"passkey {seed} {length} {split}"), [documents, *others]
 
     def encode(text: str) -> list[int]:
         return inside_ids(lm.tokenizer, [text])[0]
@@ -92,7 +94,7 @@ def passkey_trials(
             if not answers or len(answered) == len(answers[0]):
                 break
         needle, question = encode(wording.hide(key)), encode(wording.question)
-        text = haystack(documents, length, len(needle) + len(question), rng, "passkey")
+        text = haystack(texts[text_of_trial(i, len(texts))], length, len(needle) + len(question), rng, "passkey")
         phrases: list[list[int]] = []
         if salt.wanted(i):
             draw = random.Random(f"salt {seed} {length} {split} {i}")
@@ -102,6 +104,11 @@ def passkey_trials(
         answers.append(answered)
         keys.append(key)
     return PasskeyTrials(torch.tensor(prompts), torch.tensor(answers), tuple(keys), tuple(depths))
+
+
+def text_of_trial(trial: int, texts: int) -> int:
+    """Which of several texts a passkey's haystack is from: all depths of one, then of the next."""
+    return trial // len(DEPTHS) % texts
 
 
 def haystack(documents: Sequence[Tensor], length: int, taken: int, rng: random.Random, task: str) -> list[int]:

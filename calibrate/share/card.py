@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,9 +53,9 @@ def _front(side: Sidecar, licence: str | None) -> dict[str, Any]:
         head |= {"base_model": base, "base_model_relation": "adapter"}
     if licence:
         head["license"] = licence
-    name = texts.partition(":")[0].partition("#")[0].partition("@")[0]
-    if is_hub_id(name):
-        head["datasets"] = [name]
+    names = [re.split("[:#@]", text)[0] for text in texts.split(", ")]
+    if sets := list(filter(is_hub_id, names)):
+        head["datasets"] = sets
     return {**head, "library_name": "longscan", "tags": list(TAGS)}
 
 

@@ -19,7 +19,7 @@ _JUDGED = 2  # times as many windows decide at a short length as are searched on
 class Options:
     """What the command line says; the recipe has already been merged with it."""
 
-    texts: str
+    texts: tuple[str, ...]
     lengths: tuple[int, ...]
     method: str
     objective: Objective

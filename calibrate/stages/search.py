@@ -32,14 +32,14 @@ def search(job: Job, measured: Measured, journal: Journal) -> Found:
         return Found(measured, [], None, measured.record)
     tokens, options = measured.tokens, job.options
     objective, answered = settle_objective(
-        job.lm, tokens.held_out, job.L, options.objective, options.seed, job.batch_tokens, journal, job.processes
+        job.lm, tokens.held_out[0], job.L, options.objective, options.seed, job.batch_tokens, journal, job.processes
     )
     trials = {}
     if objective != "perplexity":
         trials = {n: passkeys(job, tokens, n, options.samples, options.seed) for n in job.lengths}
     scoring = Scoring(
         job.lm, measured.tables, objective, tokens.searched, trials, tokens.tail, job.batch_tokens, journal,
-        job.processes,
+        job.processes, texts=len(tokens.held_out),
     )  # fmt: skip
     plain_scores(scoring, job.lengths)
     searching = Search(scoring, job.recipe, job.lengths, options.seed)
@@ -59,4 +59,4 @@ def passkeys(job: Job, tokens: Tokens, length: int, samples: int, seed: int) -> 
     """
     depths = [DEPTHS[i % len(DEPTHS)] for i in range(len(DEPTHS) * -(-samples // 2))]
     salt = Salt(**job.recipe.recall.model_dump())
-    return passkey_trials(job.lm, tokens.held_out, length, depths, "calibrate", seed, salt)
+    return passkey_trials(job.lm, tokens.held_out[0], length, depths, "calibrate", seed, salt, tokens.held_out[1:])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import UserError
@@ -25,14 +28,14 @@ _DOCUMENTS, _SPREAD = 64, 4  # windows are spread over so many documents at leas
 class Tokens:
     """Token ids (T,) of each document, and windows of them.
 
-    fit, held_out: documents to measure on and to choose on
+    fit: documents to measure on, of the first text; held_out: to choose on, of every text
     windows: (n, L) of fit
     searched, judged: (n, longest) of held_out, apart from each other; None where no window is scored
     tail: target tokens of these
     """
 
     fit: list[Tensor]
-    held_out: list[Tensor]
+    held_out: list[list[Tensor]]
     windows: Tensor
     searched: Tensor | None
     judged: Tensor | None
@@ -41,24 +44,31 @@ class Tokens:
 
 
 def read(job: Job) -> Tokens:
-    """Raises UserError where the texts are too few or too short, or not the model's."""
+    """Raises UserError where the texts are too few or too short, or not the model's.
+
+    Of several texts the first is measured: what is filtered follows its distribution of delta. The others are there to
+    choose on.
+    """
     lm, options = job.lm, job.options
-    texts = read_texts(options.texts, role="run")
-    to_fit, to_choose = split_documents(texts, job.recipe.held_out)
+    texts = [read_texts(source, role="run") for source in options.texts]
     count, choosing, longest = _measuring_windows(job), _choosing_windows(job), job.lengths[-1]
-    fit = encode(lm, to_fit, Enough(min(count, _DOCUMENTS), longest, _SPREAD * count * job.L))
-    held_out = encode(lm, to_choose, Enough(max(choosing, _DOCUMENTS), longest, choosing * longest))
+    parts = [split_documents(each, job.recipe.held_out) for each in texts]
+    fit = encode(lm, parts[0][0], Enough(min(count, _DOCUMENTS), longest, _SPREAD * count * job.L))
+    enough = Enough(max(choosing, _DOCUMENTS), longest, choosing * longest)
+    held_out = [encode(lm, part, enough) for _, part in parts]
     windows = token_windows(fit, job.L, count, tail=job.L, seed=options.seed)
     tail = min(_MOST_TAIL, job.L // 2)
     scored = job.searches and options.objective != "passkey"
     if job.searches and not scored:  # refuse what no text can hold before hours of measuring, not after
-        for length in (job.lengths[0], job.lengths[-1]):
-            passkey_trials(lm, held_out, length, DEPTHS[:1], "calibrate", options.seed)
+        for each in held_out:
+            for length in (job.lengths[0], job.lengths[-1]):
+                passkey_trials(lm, each, length, DEPTHS[:1], "calibrate", options.seed)
     searched, judged = _held_out_windows(job, held_out, choosing, tail) if scored else (None, None)
+    digests = [each.sha256 for each in texts]
     record = {
-        "texts": texts.name,
-        "texts_sha256": texts.sha256,
-        "tokens": sum(map(len, fit)) + sum(map(len, held_out)),
+        "texts": ", ".join(each.name for each in texts),
+        "texts_sha256": digests[0] if len(texts) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest(),
+        "tokens": sum(map(len, [*fit, *chain(*held_out)])),
         "windows": len(windows),
         "seed": options.seed,
         "lengths": job.lengths,
@@ -87,9 +97,15 @@ def _choosing_windows(job: Job) -> int:
     return job.options.samples + max(map(job.judging, job.lengths))
 
 
-def _held_out_windows(job: Job, held_out: Sequence[Tensor], count: int, tail: int) -> tuple[Tensor, Tensor]:
-    windows = token_windows(held_out, job.lengths[-1], count, tail=tail, seed=job.options.seed)
-    searched = max(1, round(len(windows) * job.options.samples / count))
-    if searched == len(windows):
+def _held_out_windows(job: Job, held_out: Sequence[list[Tensor]], count: int, tail: int) -> tuple[Tensor, Tensor]:
+    """The texts take turns, and every text has as many."""
+    each = -(-count // len(held_out))
+    found = [
+        token_windows(documents, job.lengths[-1], each, tail=tail, seed=job.options.seed) for documents in held_out
+    ]
+    turns = min(map(len, found))
+    searched = max(1, round(turns * job.options.samples / count))
+    if searched == turns:
         raise UserError("the held-out text has one window alone, to search or to decide on; give longer texts")
-    return windows[:searched], windows[searched:]
+    windows = torch.stack([windows[:turns] for windows in found], 1)  # (turns, texts, longest)
+    return windows[:searched].flatten(0, 1), windows[searched:].flatten(0, 1)

@@ -83,6 +83,24 @@ def test_a_plan_counts_what_the_run_reads_and_writes_nothing(calibrated, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_several_texts_take_turns(calibrated, folder, text, tmp_path):
+    """The first is measured, all are chosen on; what they are called and how each was read is written down."""
+    other, out = tmp_path / "messages.txt", tmp_path / "two.st"
+    other.write_text("In the year 1845 we paid 3,000 dollars. " * 900)
+    arguments = (*calibrated[0], "--texts", other, "--samples", 4, "--objective", "mixed", "--method", "filter")
+    document = json.loads(call(*arguments, "--out", out, "--json").stdout)
+    made = json.loads(Sidecar.read(out).metadata["calibration"])
+    assert made["texts"] == "novel.txt, messages.txt" and len(made["texts_sha256"]) == 64
+    novel, messages = document["scores"][0]["by_text"]
+    assert novel["loss"] != messages["loss"] and sum((novel["loss"], messages["loss"])) / 2 == pytest.approx(
+        document["scores"][0]["loss"], abs=1e-5
+    )
+    short = tmp_path / "short.txt"
+    short.write_text("too short")
+    result = call(*calibrated[0], "--texts", short, "--out", tmp_path / "no.st", code=1)
+    assert result.stderr.startswith("Error: ") and not (tmp_path / "no.st").exists()
+
+
 def test_the_same_seed_gives_the_same_bytes(calibrated, tmp_path):
     arguments, out, _ = calibrated
     again, resumed = tmp_path / out.name, tmp_path / "resumed" / out.name

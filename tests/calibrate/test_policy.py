@@ -32,6 +32,8 @@ def score(loss=1.0, answered=1.0, noise=0.0, seed=0) -> Score:
 
 
 class Made:
+    texts = 1
+
     def __init__(self, **scores: Score):
         self.scores = scores
 
@@ -56,6 +58,27 @@ def test_a_later_method_takes_over_only_if_clearly_better_than_the_one_held():
     assert chosen({**rest, "both": score(1.19, noise=0.1, seed=1)}) == "filter"
     assert chosen({**rest, "both": score(1.0, noise=0.1, seed=1)}) == "both"
     assert chosen({**rest, "both": score(1.0, noise=0.1, seed=1)}, allowed=["filter"]) == "filter"
+
+
+def test_no_text_may_be_read_worse():
+    """A filter that gains on the first of two texts more than it loses on the second."""
+    other = torch.arange(N) % 2 == 1
+
+    def two(first: float, second: float) -> Score:
+        both = score(first, noise=0.01)
+        return Score(both.losses + other * (second - first), both.answered, both.exact)
+
+    rest = {"none": two(1.5, 1.5), "decimate": two(2.0, 2.0), "both": two(2.0, 2.0)}
+    made = Made(**rest, filter=two(1.0, 1.6))
+    assert chosen(made.scores) == "filter"
+    made.texts = 2
+    best, rows = choose(made, PICKS, METHODS, Policy(), 0, 1)
+    assert best.method == "none" and rows[1]["method"] == "filter"
+    first, second = rows[1]["by_text"]
+    assert first["loss"] == pytest.approx(1.0, abs=0.01) and second["loss"] == pytest.approx(1.6, abs=0.01)
+    assert first["passkeys"] == second["passkeys"] == 1.0
+    made.scores["filter"] = two(1.0, 1.4)
+    assert choose(made, PICKS, METHODS, Policy(), 0, 1)[0].method == "filter"
 
 
 def test_recall_may_be_lost_by_less_than_the_margin_only():
