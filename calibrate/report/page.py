@@ -159,10 +159,8 @@ def _length(item: tuple[str, float]) -> int:
 def _picks(side: Sidecar) -> str:
     rows = []
     for b, band in enumerate(side.bands):
-        keep = ""
-        if f"bands.{b}.layers" in side.tensors:
-            pairs = zip(side.tensors[f"bands.{b}.layers"].tolist(), side.tensors[f"bands.{b}.keep"].tolist())
-            keep = ", ".join(f"layer {layer} keeps {n:,}" for layer, n in pairs) + f" ({band.score} channels scored)"
+        keep = ", ".join(f"layer {layer} keeps {n:,}" for layer, n in side.keep(b).items())
+        keep += f" ({band.score} channels scored)" if keep else ""
         mass = ", ".join(f"{tokens(int(n))}: {m:.2f}" for n, m in sorted(band.mass.items(), key=_length))
         theta = "" if band.log_theta is None else f"e^{band.log_theta:.1f}"
         rows.append([", ".join(tokens(n) for n in band.lengths), label(band.method), theta, mass, keep, band.g_fit])
