@@ -13,15 +13,26 @@ from ..summary import label, ordered
 from .plots import Picture, axes, colour, heat, length_axis, plain_ticks, tokens
 
 
-def read_eval(path: Path) -> dict[str, Any]:
-    """A document of `calibrate eval --json`. Raises UserError if it is none."""
+def read_printed(path: Path, option: str, command: str) -> dict[str, Any]:
+    """The JSON object that `calibrate COMMAND --json` printed, given as `option`; {} where it is no object.
+
+    Raises UserError if it cannot be read.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read {path.name} of --eval: {os_reason(error)}") from error
+        raise UserError(f"cannot read {path.name} of {option}: {os_reason(error)}") from error
     except ValueError as error:
-        raise UserError(f"{path.name} is not JSON ({first_line(error, 80)}); give what eval --json printed") from error
-    rows = document.get("rows") if isinstance(document, dict) else None
+        raise UserError(
+            f"{path.name} is not JSON ({first_line(error, 80)}); give what {command} --json printed"
+        ) from error
+    return document if isinstance(document, dict) else {}
+
+
+def read_eval(path: Path) -> dict[str, Any]:
+    """A document of `calibrate eval --json`. Raises UserError if it is none."""
+    document = read_printed(path, "--eval", "eval")
+    rows = document.get("rows")
     wanted = {"length", "method", "value", "windows", "seconds", "tokens"}
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and wanted <= set(row) for row in rows):
         raise UserError(f"{path.name} holds no rows of an evaluation; give what `calibrate eval --json` printed")
