@@ -10,7 +10,7 @@ import torch
 
 from ...runtime.sidecar.sidecar import Sidecar
 from ..summary import Facts, calibrated_lengths, filtered_channels, haystacks, kept_mass, label, layer_values, ordered
-from .plots import COLOURS, PALETTE, Picture, axes, colour, heat, length_axis, plain_ticks, tokens
+from .plots import COLOURS, PALETTE, Picture, against_length, axes, colour, heat, tokens
 
 SCHEMATIC = 65536  # the papers draw the sequence's length by layer at 64k
 
@@ -56,11 +56,7 @@ def perplexity(side: Sidecar) -> Picture | None:
             [n for n, _ in chosen], [math.exp(v) for _, v in chosen], "o", ms=10, mfc="none", mec=COLOURS["auto"],
             label="auto takes this",
         )  # fmt: skip
-        panel.set_yscale("log")
-        plain_ticks(panel.yaxis)
-        length_axis(panel, lengths, None)
-        panel.set_ylabel("perplexity per token")
-        panel.legend()
+        against_length(panel, lengths, None, "perplexity per token", log=True)
     made = Facts.of(side).calibration
     caption = (
         f"Held-out text of the calibration, {made.get('samples')} windows, the same target tokens at every length."
@@ -142,9 +138,7 @@ def threshold_curves(side: Sidecar) -> Picture | None:
             y = [v if v > 0 else math.nan for v in g]
             panel.plot(steps, y, color=PALETTE[index], label=f"layer {layer}, channel {channel}")
         panel.set_yscale("log")
-        length_axis(panel, [L, *lengths], L)
-        panel.set_ylabel("threshold g(S)")
-        panel.legend()
+        against_length(panel, [L, *lengths], L, "threshold g(S)")
     caption = (
         "A sample channel skips the tokens whose delta is at most g(S). Curves jump where one band of lengths ends and "
         "the next, with settings of its own, begins; there is no curve where a channel is not filtered."
@@ -162,11 +156,7 @@ def mass(side: Sidecar) -> Picture | None:
         panel.plot(x, [n / L for n in x], color=COLOURS["none"], ls=":", label="plain: keeps all, S / L")
         panel.axhline(1, color="0.75", lw=1, ls="--", label="as much as at the training length")
         panel.plot([n for n, _ in points], [m for _, m in points], "o-", color=COLOURS["filter"], label="filter: m(S)")
-        panel.set_yscale("log")
-        plain_ticks(panel.yaxis)
-        length_axis(panel, x, L)
-        panel.set_ylabel("mass factor m")
-        panel.legend()
+        against_length(panel, x, L, "mass factor m", log=True)
     caption = (
         "The mass of delta a filtered channel keeps over a text of S tokens, as a multiple of what it takes in over "
         f"the training length of {tokens(L)}."

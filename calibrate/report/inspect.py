@@ -25,11 +25,12 @@ def describe(side: Sidecar) -> dict[str, Any]:
             entry["filtered_channels"] = [int(n) for n in (table[-1] > 0).sum(1)]
         entry["decimation"] = {str(layer): n for layer, n in side.keep(b).items()}
         bands.append(entry)
-    plain = {key: meta[key] for key in ("schema", "schema_version", "producer", "producer_version", "base_model")}
+    plain = (
+        "schema", "schema_version", "producer", "producer_version", "base_model", "base_model_revision",
+        "model_fingerprint",
+    )  # fmt: skip
     return {
-        **plain,
-        "base_model_revision": meta["base_model_revision"],
-        "model_fingerprint": meta["model_fingerprint"],
+        **{key: meta[key] for key in plain},
         "train_length": side.train_length,
         "headline": headline(side),
         "layers": int(meta["n_layer"]),
