@@ -1,12 +1,4 @@
-"""The readable oracle: plain torch, any float dtype, one line an equation.
-
-B batch   L tokens   K gathered tokens   D channels   N states
-
-delta_t = softplus(delta_t + bias)                      (B, D)
-delta_t = scale delta_t where delta_t > threshold, else 0        (filter; NaN stays NaN)
-h_t     = exp(delta_t A) h_{t-1} + delta_t x_t B_t      (B, D, N)
-y_t     = (h_t . C_t + D x_t) silu(z_t)                 (B, D)
-"""
+"""The readable oracle: plain torch, any float dtype, one line an equation of `longscan.kernels.selective_scan`."""
 
 from __future__ import annotations
 

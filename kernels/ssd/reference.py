@@ -1,12 +1,4 @@
-"""The readable oracle of Mamba-2's scan: plain torch, any float dtype, one line an equation.
-
-B batch   L tokens   K gathered tokens   H heads   P channels a head   G groups of heads that share B and C   N states
-
-delta_t = clamp(softplus(delta_t + bias), *delta_limit)                    (B, H)
-delta_t = scale delta_t where delta_t > threshold, else 0        (filter)
-h_t     = exp(delta_t A) h_{t-1} + delta_t x_t (x) B_t                     (B, H, P, N)
-y_t     = (h_t . C_t + D x_t) silu(z_t)                                    (B, H, P)
-"""
+"""The readable oracle of Mamba-2: plain torch, any float dtype, one line an equation of `longscan.kernels.ssd_scan`."""
 
 from __future__ import annotations
 
