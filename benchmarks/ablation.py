@@ -76,6 +76,7 @@ def measure(name: str, bench: Bench, out: Path, samples: int) -> dict[str, Any]:
                 out, f"{name}-run", "run", "--model", "demo", "--texts", "demo",
                 "--recipe", recipe_file(name, out, samples), "--method", VARIANTS[name]["method"],
                 "--lengths", ",".join(map(str, bench.lengths)), "--out", str(sidecar),
+                program=VARIANTS[name].get("program"),
             )  # fmt: skip
         lengths = bench.read(sidecar, VARIANTS[name]["method"] if sidecar else "none")
         kept = {key: document.get(key) for key in ("cost", "seconds", "bands", "scores")}

@@ -21,10 +21,11 @@ LENGTHS = [256 * 2**k for k in range(7)]
 METHODS = ("none", "filter", "decimate", "both", "auto")
 
 
-def calibrate(out: Path, name: str, *arguments: str) -> dict[str, Any]:
-    """Run one command, keep its JSON document as NAME.json, and return it."""
-    print("$ calibrate " + shlex.join(arguments), flush=True)
-    done = subprocess.run([sys.executable, "-m", "longscan.calibrate", *arguments, "--json"], stdout=subprocess.PIPE)
+def calibrate(out: Path, name: str, *arguments: str, program: str | None = None) -> dict[str, Any]:
+    """Run one command, or a program of this folder in its place; keep its JSON document as NAME.json and return it."""
+    print(f"$ {program or 'calibrate'} {shlex.join(arguments)}", flush=True)
+    command = ["-m", "longscan.calibrate"] if program is None else [str(Path(__file__).with_name(program))]
+    done = subprocess.run([sys.executable, *command, *arguments, "--json"], stdout=subprocess.PIPE)
     if done.returncode:
         raise SystemExit(done.returncode)
     (out / f"{name}.json").write_bytes(done.stdout)

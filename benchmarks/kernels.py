@@ -42,6 +42,7 @@ from whole_models import whole_models
 from longscan.kernels import selective_scan
 from longscan.kernels.scan import triton as scan_triton
 from longscan.kernels.scan.triton_plan import SCAN_CONFIGS, fits, plan_scan
+from longscan.kernels.shared.arguments import Scan
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 N, BOUND, SAMPLED = 16, 1e-2, 8  # states; relative RMS a bfloat16 result may be off; channels the oracle looks at
@@ -155,7 +156,7 @@ def tune(case: Case, device: str) -> None:
         for chunks in sorted({1, *(max(1, round(most * part)) for part in (0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.5, 2))}):
 
             def run(config=config, chunks=chunks) -> Tensor:
-                return scan_triton.selective_scan(*ordered, True, *[None] * 5, chunks=chunks, config=config)[0]
+                return scan_triton.selective_scan(Scan(*ordered, True, *[None] * 5), chunks=chunks, config=config)[0]
 
             if error(run(), a) <= BOUND:
                 found.append((quantiles(run, device)[1], config, chunks))

@@ -18,6 +18,9 @@ _PACKAGES = (
     "longscan", "torch", "numpy", "numba", "triton", "safetensors", "huggingface-hub", "tokenizers", "datasets",
     "click", "matplotlib", "PyYAML", "pydantic", "transformers", "mamba-ssm", "lm-eval",
 )  # fmt: skip
+_SETTINGS = (
+    "OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "TRITON_INTERPRET", "HF_ENDPOINT", "HF_HUB_OFFLINE", "NUMBA_CACHE_DIR",
+)  # fmt: skip
 _NEEDS = {"cpu": "numba", "triton": "triton"}
 _NO_CACHE = "none: every process compiles; set NUMBA_CACHE_DIR"
 
@@ -36,18 +39,7 @@ def environment() -> dict[str, Any]:
         "auto": {
             place: ": ".join(_choose(place, torch.float32)) for place in ["cpu"] + ["cuda"] * torch.cuda.is_available()
         },
-        "settings": {
-            name: _home_hidden(os.environ[name])
-            for name in (
-                "OMP_NUM_THREADS",
-                "NUMBA_NUM_THREADS",
-                "TRITON_INTERPRET",
-                "HF_ENDPOINT",
-                "HF_HUB_OFFLINE",
-                "NUMBA_CACHE_DIR",
-            )
-            if name in os.environ
-        },
+        "settings": {name: _home_hidden(os.environ[name]) for name in _SETTINGS if name in os.environ},
     }
 
 

@@ -56,7 +56,7 @@ def layer_values(side: Sidecar, key: str) -> list[float] | None:
 
 def filtered_channels(side: Sidecar, length: float) -> list[int] | None:
     """How many channels of each layer the filter thins out at a length; None without a filter there."""
-    if f"bands.{side.band(length)}.thresholds" not in side.tensors:
+    if side.table(side.band(length), "thresholds") is None:
         return None
     return [int((side.thresholds(layer, length) > 0).sum()) for layer in range(int(side.metadata["n_layer"]))]
 

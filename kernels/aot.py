@@ -52,25 +52,9 @@ PLAIN = ("D", "Z", "BIAS")
 
 # The types of a real launch: bf16 activations, float32 parameters and states, strides that fit 32 bits.
 _FLOAT32 = {
-    "A",
-    "BC",
-    "D",
-    "bias",
-    "threshold",
-    "scale",
-    "weight",
-    "initial",
-    "state",
-    "states",
-    "pairs",
-    "last",
-    "delta_sum",
-    "out",
-    "columns",
-    "kept",
-    "whole",
-    "part",
-}
+    "A", "BC", "D", "bias", "threshold", "scale", "weight", "initial", "state", "states", "pairs", "last", "delta_sum",
+    "out", "columns", "kept", "whole", "part",
+}  # fmt: skip
 _OTHER = {
     "index": "*i64", "mask": "*i1", "top": "*i32", "shift": "*i32", "counts": "*i32", "mass": "*i64",
     "low": "fp32", "high": "fp32", "epsilon": "fp32",

@@ -1,18 +1,39 @@
-"""The scans as torch operators, `torch.ops.longscan.*`: what torch.compile and torch.export see of them.
+"""What makes a function public: foreign keywords are answered, and torch.compile and torch.export see an operator.
 
-A compiler cannot look into numba's loops and Triton's launches as we make them; an operator it takes whole, by the
-shapes that come out. The public functions go through these only while one is compiling: a call through torch's
-dispatcher costs tens of microseconds, as much as a decode step's own arithmetic. An operator has no gradient.
+A compiler cannot look into numba's loops and Triton's launches as we make them; an operator (`torch.ops.longscan.*`) it
+takes whole, by the shapes that come out. The public functions go through these only while one is compiling: a call
+through torch's dispatcher costs tens of microseconds, as much as a decode step's own arithmetic. An operator has no
+gradient.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_PACKED = "packed sequences are not read; give one sequence a row"
+_RETURNED = "the last state is always returned"
+# Arguments of mamba_ssm's and causal_conv1d's functions that have no place here.
+_FOREIGN = {
+    "seq_idx": _PACKED,
+    "cu_seqlens": _PACKED,
+    "dt_bias": "it is delta_bias here",
+    "dt_softplus": "it is delta_softplus here, on unless switched off",
+    "dt_limit": "it is delta_limit here",
+    "initial_states": "it is initial_state here",
+    "return_last_state": _RETURNED,
+    "return_final_states": _RETURNED,
+    "chunk_size": "the backend picks its own chunks; leave it out",
+    "activation": "silu is always applied; leave it out",
+}
 _NAMESPACE = "longscan"
 _OPTIONS = "Tensor? D, Tensor? z, Tensor? delta_bias, bool delta_softplus, Tensor? threshold, Tensor? scale"
 _LAYER = f"Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, {_OPTIONS}"
@@ -30,11 +51,33 @@ SCHEMAS = {
 }
 
 
-def register(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A public function as an operator of its name, which takes its arguments in the order of the schema."""
+def public(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that answers the keywords of its peers in other libraries with what stands in their place.
+
+    While a compiler traces, one with a schema is the operator of its name.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    # In the schema's order; what has no default is always given.
+    defaults = {p.name: None if p.default is p.empty else p.default for p in parameters}
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name in _FOREIGN:
+                raise ValueError(f"{function.__name__} has no argument {name}: {_FOREIGN[name]}")
+        if operator is not None and torch.compiler.is_compiling():
+            given: dict[str, Any] = {**defaults, **dict(zip(defaults, args)), **kwargs}
+            found: R = operator(*given.values())
+            return found
+        return function(*args, **kwargs)
+
+    operator = _register(function, list(defaults)) if function.__name__ in SCHEMAS else None
+    return checked
+
+
+def _register(function: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
+    """The operator of a function with these arguments."""
     name = function.__name__
-    names = [part.split()[-1] for part in SCHEMAS[name].split(") ->")[0].strip("(").split(", ")]
-    mutated = [n for n in names if n == "state"]
 
     def run(*args: Any) -> Any:
         given = dict(zip(names, args, strict=True))
@@ -43,6 +86,7 @@ def register(function: Callable[..., Any]) -> Callable[..., Any]:
         found = function(**given)
         return tuple(t.contiguous() for t in found) if isinstance(found, tuple) else found.contiguous()
 
+    mutated = [n for n in names if n == "state"]
     operator = torch.library.custom_op(f"{_NAMESPACE}::{name}", run, mutates_args=mutated, schema=SCHEMAS[name])
     operator.register_fake(_FAKES[name])
     return operator

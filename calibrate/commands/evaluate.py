@@ -58,15 +58,8 @@ def evaluate_command(
     targets = lengths or _default_lengths(lm)
     chosen = available(lm, targets) if asked is None else asked
     documents = encode(lm, read_texts(texts or recipe.texts.eval, role="eval"))
-    request = Request(
-        task,
-        tuple(targets),
-        chosen,
-        windows,
-        protocol,
-        seed,
-        tokens_a_batch(recipe.measure.batch_tokens, lm),
-    )
+    batch_tokens = tokens_a_batch(recipe.measure.batch_tokens, lm)
+    request = Request(task, tuple(targets), chosen, windows, protocol, seed, batch_tokens)
     document = evaluate(lm, documents, request)
     train_length = lm.sidecar.train_length if lm.sidecar else lm.config.train_length
     click.echo(json.dumps(document) if as_json else render(document, train_length))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -44,18 +45,10 @@ def generate(
     prompt: str | None,
     prompt_file: str | None,
     max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    repetition_penalty: float,
-    stop: tuple[str, ...],
-    method: str,
-    chunk: int | None,
     filter_decode: bool | None,
     device: str,
     dtype: str,
-    seed: int | None,
+    **options: Any,
 ) -> None:
     """Continue a text, printing as it goes. Ctrl-C ends it; speeds are printed on stderr at the end."""
     if (prompt is None) == (prompt_file is None):
@@ -65,20 +58,7 @@ def generate(
         raise UserError("the prompt is empty; give at least one character")
     lm = load(model, sidecar, device=device, dtype=dtype, revision=revision, filter_decode=filter_decode)
     watch = Watch()
-    pieces = lm.generate(
-        text,
-        max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        stop=stop,
-        method=method,
-        chunk=chunk,
-        seed=seed,
-        watch=watch,
-    )
+    pieces = lm.generate(text, max_new_tokens, watch=watch, **options)
     try:
         for piece in pieces:
             click.echo(piece, nl=False)

@@ -14,6 +14,7 @@ import click
 
 from ...runtime import CheckpointError, SidecarError
 from ...runtime.errors import os_reason
+from ...runtime.reading.chunks import is_out_of_memory
 from ...runtime.sidecar.plan import METHODS as RUNTIME_METHODS
 from ..console import writable
 from ..errors import UserError, first_line
@@ -36,12 +37,10 @@ class Commands(click.Group):
             raise click.exceptions.Exit(_refused(error)) from None
         except ImportError as error:
             fail(f"{first_line(error, 400)}; install it, and see `calibrate env` for what is here")
-        except MemoryError:
-            fail("out of memory; give a smaller measure.batch_tokens in the recipe, or shorter --lengths")
-        except RuntimeError as error:
+        except (MemoryError, RuntimeError) as error:
             if is_loss(error):
                 fail(LOST)
-            if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            if not is_out_of_memory(error) and "out of memory" not in str(error):
                 raise
             fail("out of memory; give a smaller measure.batch_tokens in the recipe, or shorter --lengths")
 

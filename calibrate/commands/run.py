@@ -102,7 +102,7 @@ def run(
     found.sidecar.write(out)
     document = {
         "sidecar": str(out),
-        "sha256": _sha256(out),
+        "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
         "train_length": L,
         "bands": found.bands,
         "scores": found.scores,
@@ -117,7 +117,3 @@ def run(
 
     click.echo(render(describe(found.sidecar)))
     click.echo(f"\nwrote {out} ({found.seconds:.0f} s, {found.tokens:,} tokens; cost {found.cost:.1f})")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

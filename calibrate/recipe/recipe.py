@@ -178,14 +178,11 @@ class Decimate(Section):
 
 
 class Scale(Section):
-    """Delta scaling: UPI's (delta / n in the fifth of the channels that reach furthest; n = S / L) or MambaExtend's."""
+    """Delta scaling. UPI's: delta / n in the fifth of the channels that reach furthest; n = S / L."""
 
     search: StrictBool = Field(False, description="measure this method as well; --method scale does in any case")
     powers: Some[Positive] = Field((0.25, 0.5, 0.75, 1.0), description="candidates: delta is multiplied by n**-power")
     top: Some[Share] = Field((0.1, 0.2, 0.4), description="candidates: share of the model's channels")
-    by_layer: StrictBool = Field(
-        False, description="MambaExtend's form instead: all channels, one searched power a layer"
-    )
 
 
 class Recall(Section):

@@ -9,7 +9,7 @@ import torch
 
 from .analyze import FLOOR, Analysis, AttentionMap
 from .eval_figures import prefill_times
-from .plots import COLOURS, Picture, axes, length_axis, tokens
+from .plots import COLOURS, Picture, against_length, axes, tokens
 
 
 def pictures(analysis: Analysis, machine: str) -> list[Picture]:
@@ -60,13 +60,12 @@ def distance(analysis: Analysis, relative: bool) -> Picture:
     with axes() as (figure, [panel]):
         for layer in range(n_layer):
             values = [analysis.distances[n][layer] / (n if relative else 1) for n in lengths]
-            panel.plot(lengths, values, "o-", ms=3, color=_shade(layer, n_layer), label=f"layer {layer}")
-        length_axis(panel, lengths, analysis.train_length)
-        panel.set_ylabel("mean distance / tokens read" if relative else "mean distance, tokens")
+            name = f"layer {layer}" if n_layer <= 8 else None
+            panel.plot(lengths, values, "o-", ms=3, color=_shade(layer, n_layer), label=name)
+        ylabel = "mean distance / tokens read" if relative else "mean distance, tokens"
+        against_length(panel, lengths, analysis.train_length, ylabel)
         panel.set_ylim(bottom=0)
-        if n_layer <= 8:
-            panel.legend()
-        else:
+        if n_layer > 8:
             _layer_bar(figure, panel, n_layer)
     if relative:
         caption = "As a share of what was read: a layer that used its whole context would stay level."

@@ -10,20 +10,31 @@ from typing import Any
 from ...runtime.errors import os_reason
 from ..errors import UserError, first_line
 from ..summary import label, ordered
-from .plots import Picture, axes, colour, heat, length_axis, plain_ticks, tokens
+from .plots import Picture, against_length, axes, colour, heat, tokens
+
+
+def read_printed(path: Path, option: str, command: str) -> dict[str, Any]:
+    """The JSON object that `calibrate COMMAND --json` printed, given as `option`; {} where it is no object.
+
+    Raises UserError if it cannot be read.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path.name} of {option}: {os_reason(error)}") from error
+    except ValueError as error:
+        raise UserError(
+            f"{path.name} is not JSON ({first_line(error, 80)}); give what {command} --json printed"
+        ) from error
+    return document if isinstance(document, dict) else {}
 
 TITLES = {"passkey": "passkeys"}
 
 
 def read_eval(path: Path) -> dict[str, Any]:
     """A document of `calibrate eval --json`. Raises UserError if it is none."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path.name} of --eval: {os_reason(error)}") from error
-    except ValueError as error:
-        raise UserError(f"{path.name} is not JSON ({first_line(error, 80)}); give what eval --json printed") from error
-    rows = document.get("rows") if isinstance(document, dict) else None
+    document = read_printed(path, "--eval", "eval")
+    rows = document.get("rows")
     wanted = {"length", "method", "value", "windows", "seconds", "tokens"}
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and wanted <= set(row) for row in rows):
         raise UserError(f"{path.name} holds no rows of an evaluation; give what `calibrate eval --json` printed")
@@ -40,13 +51,8 @@ def pictures(documents: Sequence[dict[str, Any]], train_length: int, *, times: b
     if times and timed is not None:
         rows = [(row["length"], row["method"], row["seconds"] / row["windows"]) for row in timed["rows"]]
         where = timed.get("machine", {}).get("device", "an unnamed machine")
-        found.append(
-            prefill_times(
-                rows,
-                train_length,
-                f"From the evaluation, on {where}; mean of its windows; the first cell includes warming up.",
-            )
-        )
+        caption = f"From the evaluation, on {where}; mean of its windows; the first cell includes warming up."
+        found.append(prefill_times(rows, train_length, caption))
     return found
 
 
@@ -61,11 +67,7 @@ def prefill_times(
             style = "o--" if method == "auto" else "o-"
             x, y = [n for n, _ in points], [s for _, s in points]
             panel.plot(x, y, style, ms=4, color=colour(method, index), label=label(method))
-        panel.set_yscale("log")
-        plain_ticks(panel.yaxis)
-        length_axis(panel, lengths, train_length)
-        panel.set_ylabel("seconds a prompt")
-        panel.legend()
+        against_length(panel, lengths, train_length, "seconds a prompt", log=True)
     return Picture(name, "Prefill time by method and length", caption, figure)
 
 
@@ -74,21 +76,11 @@ def _perplexity(document: dict[str, Any], train_length: int, number: str) -> Pic
     with axes() as (figure, [panel]):
         for index, method in enumerate(ordered([row["method"] for row in rows])):
             mine = sorted((row for row in rows if row["method"] == method), key=lambda row: row["length"])
-            panel.errorbar(
-                [row["length"] for row in mine],
-                [row["value"] for row in mine],
-                [row.get("stderr") or 0 for row in mine],
-                fmt="o--" if method == "auto" else "o-",
-                ms=4,
-                capsize=2,
-                color=colour(method, index),
-                label=label(method),
-            )
-        panel.set_yscale("log")
-        plain_ticks(panel.yaxis)
-        length_axis(panel, [row["length"] for row in rows], train_length)
-        panel.set_ylabel(document.get("unit", "perplexity"))
-        panel.legend()
+            x, y, error = zip(*((row["length"], row["value"], row.get("stderr") or 0) for row in mine))
+            style = "o--" if method == "auto" else "o-"
+            panel.errorbar(x, y, error, fmt=style, ms=4, capsize=2, color=colour(method, index), label=label(method))
+        lengths, unit = [row["length"] for row in rows], document.get("unit", "perplexity")
+        against_length(panel, lengths, train_length, unit, log=True)
     caption = f"calibrate eval, protocol {document.get('protocol')}, {rows[0]['windows']} windows; {_where(document)}."
     return Picture(f"eval-perplexity-{number}", "Evaluation: perplexity against length", caption, figure)
 

@@ -10,7 +10,7 @@ import torch
 
 from ...runtime.sidecar.sidecar import Sidecar
 from ..summary import Facts, calibrated_lengths, filtered_channels, haystacks, kept_mass, label, layer_values, ordered
-from .plots import COLOURS, PALETTE, Picture, axes, colour, heat, length_axis, plain_ticks, tokens
+from .plots import COLOURS, PALETTE, Picture, against_length, axes, colour, heat, tokens
 
 SCHEMATIC = 65536  # the papers draw the sequence's length by layer at 64k
 
@@ -56,11 +56,7 @@ def perplexity(side: Sidecar) -> Picture | None:
             [n for n, _ in chosen], [math.exp(v) for _, v in chosen], "o", ms=10, mfc="none", mec=COLOURS["auto"],
             label="auto takes this",
         )  # fmt: skip
-        panel.set_yscale("log")
-        plain_ticks(panel.yaxis)
-        length_axis(panel, lengths, None)
-        panel.set_ylabel("perplexity per token")
-        panel.legend()
+        against_length(panel, lengths, None, "perplexity per token", log=True)
     made = Facts.of(side).calibration
     caption = (
         f"Held-out text of the calibration, {made.get('samples')} windows, the same target tokens at every length."
@@ -85,8 +81,7 @@ def passkeys(side: Sidecar) -> Picture | None:
 
 def decimating(side: Sidecar) -> list[int]:
     """The layers that decimate at some calibrated length, if forced or chosen."""
-    found = {layer for name, t in side.tensors.items() if name.endswith(".layers") for layer in t.tolist()}
-    return sorted(found)
+    return sorted({layer for b in range(len(side.bands)) for layer in side.keep(b)})
 
 
 def distances(side: Sidecar, values: Sequence[float]) -> Picture:
@@ -138,22 +133,17 @@ def threshold_curves(side: Sidecar) -> Picture | None:
     steps = torch.logspace(math.log2(L + 1), math.log2(lengths[-1] * 1.5), 160, base=2).tolist()
     with axes() as (figure, [panel]):
         for index, (layer, channel) in enumerate(samples):
-            g = [float(side.thresholds(layer, s)[channel]) if _has_filter(side, s) else 0.0 for s in steps]
+            has = [side.table(side.band(s), "thresholds") is not None for s in steps]
+            g = [float(side.thresholds(layer, s)[channel]) if there else 0.0 for s, there in zip(steps, has)]
             y = [v if v > 0 else math.nan for v in g]
             panel.plot(steps, y, color=PALETTE[index], label=f"layer {layer}, channel {channel}")
         panel.set_yscale("log")
-        length_axis(panel, [L, *lengths], L)
-        panel.set_ylabel("threshold g(S)")
-        panel.legend()
+        against_length(panel, [L, *lengths], L, "threshold g(S)")
     caption = (
         "A sample channel skips the tokens whose delta is at most g(S). Curves jump where one band of lengths ends and "
         "the next, with settings of its own, begins; there is no curve where a channel is not filtered."
     )
     return Picture("thresholds", "g(S) of sample channels", caption, figure)
-
-
-def _has_filter(side: Sidecar, length: float) -> bool:
-    return f"bands.{side.band(length)}.thresholds" in side.tensors
 
 
 def mass(side: Sidecar) -> Picture | None:
@@ -166,11 +156,7 @@ def mass(side: Sidecar) -> Picture | None:
         panel.plot(x, [n / L for n in x], color=COLOURS["none"], ls=":", label="plain: keeps all, S / L")
         panel.axhline(1, color="0.75", lw=1, ls="--", label="as much as at the training length")
         panel.plot([n for n, _ in points], [m for _, m in points], "o-", color=COLOURS["filter"], label="filter: m(S)")
-        panel.set_yscale("log")
-        plain_ticks(panel.yaxis)
-        length_axis(panel, x, L)
-        panel.set_ylabel("mass factor m")
-        panel.legend()
+        against_length(panel, x, L, "mass factor m", log=True)
     caption = (
         "The mass of delta a filtered channel keeps over a text of S tokens, as a multiple of what it takes in over "
         f"the training length of {tokens(L)}."
@@ -183,10 +169,11 @@ def layer_tokens(side: Sidecar, length: int = SCHEMATIC) -> Picture | None:
         return None
     n_layer = int(side.metadata["n_layer"])
     band = side.band(length)
-    methods = [m for m in ("none", "filter", "decimate", "both") if _possible(side, band, m)]
+    filters, decimates = side.table(band, "thresholds") is not None, bool(side.keep(band))
+    possible = {"none": True, "filter": filters, "decimate": decimates, "both": filters and decimates}
     auto = side.plan(length).method
     curves: dict[tuple[int, ...], list[str]] = {}
-    for method in methods:
+    for method in (m for m, there in possible.items() if there):
         curve = tuple(int(n) for n in side.plan(length, method).scan_lengths(n_layer, 1))
         curves.setdefault(curve, []).append(label(method) + (" (auto)" if method == auto else ""))
     with axes() as (figure, [panel]):
@@ -209,12 +196,6 @@ def layer_tokens(side: Sidecar, length: int = SCHEMATIC) -> Picture | None:
         else ""
     )
     return Picture("tokens", f"Tokens each layer scans at {tokens(length)}", caption, figure)
-
-
-def _possible(side: Sidecar, band: int, method: str) -> bool:
-    has = {"filter": f"bands.{band}.thresholds" in side.tensors, "decimate": f"bands.{band}.layers" in side.tensors}
-    has |= {"none": True, "both": has["filter"] and has["decimate"]}
-    return has[method]
 
 
 def _whole_layers(panel: Any, count: int) -> None:

@@ -19,20 +19,18 @@ def describe(side: Sidecar) -> dict[str, Any]:
     bands = []
     for b, band in enumerate(side.bands):
         entry: dict[str, Any] = {**band.to_json()}
-        if f"bands.{b}.thresholds" in side.tensors:
-            table = side.tensors[f"bands.{b}.thresholds"]
+        table = side.table(b, "thresholds")
+        if table is not None:
             entry["stored_lengths"] = side.tensors[f"bands.{b}.lengths"].tolist()
             entry["filtered_channels"] = [int(n) for n in (table[-1] > 0).sum(1)]
-        entry["decimation"] = {}
-        if f"bands.{b}.layers" in side.tensors:
-            layers, keep = side.tensors[f"bands.{b}.layers"].tolist(), side.tensors[f"bands.{b}.keep"].tolist()
-            entry["decimation"] = dict(zip(map(str, layers), keep))
+        entry["decimation"] = {str(layer): n for layer, n in side.keep(b).items()}
         bands.append(entry)
-    plain = {key: meta[key] for key in ("schema", "schema_version", "producer", "producer_version", "base_model")}
+    plain = (
+        "schema", "schema_version", "producer", "producer_version", "base_model", "base_model_revision",
+        "model_fingerprint",
+    )  # fmt: skip
     return {
-        **plain,
-        "base_model_revision": meta["base_model_revision"],
-        "model_fingerprint": meta["model_fingerprint"],
+        **{key: meta[key] for key in plain},
         "train_length": side.train_length,
         "headline": headline(side),
         "layers": int(meta["n_layer"]),
@@ -54,12 +52,8 @@ def layer_rows(side: Sidecar, length: int, distance: Sequence[float] | None = No
     None in layers that do not decimate; mean_distance (tokens) is None where the calibration did not record it.
     """
     counts, distance = filtered_channels(side, length), layer_values(side, "mean_distance") or distance
-    band = side.band(length)
-    keep: dict[int, int] = {}
-    if f"bands.{band}.layers" in side.tensors:
-        keep = dict(zip(side.tensors[f"bands.{band}.layers"].tolist(), side.tensors[f"bands.{band}.keep"].tolist()))
+    keep, mass = side.keep(side.band(length)), kept_mass(side, length)
     rows = []
-    mass = kept_mass(side, length)
     for layer in range(int(side.metadata["n_layer"])):
         filtered = counts[layer] if counts is not None else None
         rows.append(
@@ -84,20 +78,19 @@ def describe_layer(side: Sidecar, layer: int) -> dict[str, Any]:
         raise UserError(f"there is no layer {layer}; the model has layers 0 to {n_layer - 1}")
     bands = []
     for b, band in enumerate(side.bands):
-        entry: dict[str, Any] = {"lengths": list(band.lengths), "method": band.method, "filter": [], "keep": None}
-        if f"bands.{b}.thresholds" in side.tensors:
-            table = side.tensors[f"bands.{b}.thresholds"][:, layer]
+        keep = side.keep(b)
+        entry: dict[str, Any] = {"lengths": list(band.lengths), "method": band.method, "filter": []}
+        entry["keep"] = keep.get(layer)
+        whole = side.table(b, "thresholds")
+        if whole is not None:
+            table = whole[:, layer]
             for length, row in zip(side.tensors[f"bands.{b}.lengths"].tolist(), table):
                 g = row[row > 0]
                 quartiles = g.quantile(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])).tolist() if len(g) else None
                 entry["filter"].append({"length": length, "global_channels": len(g), "g": quartiles})
             entry["channels"] = (table > 0).any(0).nonzero().flatten().tolist()
-        if f"bands.{b}.layers" in side.tensors:
-            layers = side.tensors[f"bands.{b}.layers"].tolist()
-            if layer in layers:
-                at = layers.index(layer)
-                entry["keep"] = int(side.tensors[f"bands.{b}.keep"][at])
-                entry["scored_channels"] = int((side.tensors[f"bands.{b}.weights"][at] > 0).sum())
+        if layer in keep:
+            entry["scored_channels"] = int((side.score_weights(layer, band.lengths[0]) > 0).sum())
         bands.append(entry)
     distance = layer_values(side, "mean_distance")
     return {

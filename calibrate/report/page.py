@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...runtime.errors import os_reason
 from ...runtime.sidecar.sidecar import Sidecar
-from ..errors import UserError, first_line
+from ..errors import UserError
 from ..summary import Facts, calibrated_lengths, command, headline, label, layer_values, score_tables
+from .eval_figures import read_printed
 from .inspect import layer_rows
 from .plots import Picture, tokens
 
@@ -85,13 +85,8 @@ def render(
 
 def read_run(path: Path, sidecar: bytes) -> dict[str, Any]:
     """A document of `calibrate run --json`. Raises UserError if it is none, or of another sidecar than these bytes."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path.name} of --run: {os_reason(error)}") from error
-    except ValueError as error:
-        raise UserError(f"{path.name} is not JSON ({first_line(error, 80)}); give what run --json printed") from error
-    if not isinstance(document, dict) or not {"sha256", "cost", "seconds", "tokens"} <= set(document):
+    document = read_printed(path, "--run", "run")
+    if not {"sha256", "cost", "seconds", "tokens"} <= set(document):
         raise UserError(f"{path.name} describes no calibration; give what `calibrate run --json` printed")
     if document["sha256"] != hashlib.sha256(sidecar).hexdigest():
         raise UserError(f"{path.name} belongs to another sidecar (another sha256); give this one's, or leave it out")
@@ -159,10 +154,8 @@ def _length(item: tuple[str, float]) -> int:
 def _picks(side: Sidecar) -> str:
     rows = []
     for b, band in enumerate(side.bands):
-        keep = ""
-        if f"bands.{b}.layers" in side.tensors:
-            pairs = zip(side.tensors[f"bands.{b}.layers"].tolist(), side.tensors[f"bands.{b}.keep"].tolist())
-            keep = ", ".join(f"layer {layer} keeps {n:,}" for layer, n in pairs) + f" ({band.score} channels scored)"
+        keep = ", ".join(f"layer {layer} keeps {n:,}" for layer, n in side.keep(b).items())
+        keep += f" ({band.score} channels scored)" if keep else ""
         mass = ", ".join(f"{tokens(int(n))}: {m:.2f}" for n, m in sorted(band.mass.items(), key=_length))
         theta = "" if band.log_theta is None else f"e^{band.log_theta:.1f}"
         rows.append([", ".join(tokens(n) for n in band.lengths), label(band.method), theta, mass, keep, band.g_fit])

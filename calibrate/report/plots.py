@@ -87,16 +87,24 @@ def tokens(n: float) -> str:
     return str(n)
 
 
-def length_axis(panel: Axes, lengths: Sequence[int], train_length: int | None, label: str = "tokens read") -> None:
-    """A logarithmic length axis with a tick at each length (at most eight), the training length marked."""
+def against_length(
+    panel: Axes, lengths: Sequence[int], train_length: int | None, ylabel: str, *, log: bool = False
+) -> None:
+    """What a panel of curves shows against a logarithmic length, drawn already: a tick at each length (at most eight),
+    the training length marked, a legend of what has labels. log: plain numbers on a logarithmic y axis."""
+    if log:
+        panel.set_yscale("log")
+        plain_ticks(panel.yaxis)
     panel.set_xscale("log", base=2)
     every = -(-len(lengths) // 8)
     shown = sorted(set(lengths))[:: max(1, every)]
     panel.set_xticks(shown, [tokens(n) for n in shown])
     panel.minorticks_off()
-    panel.set_xlabel(label)
+    panel.set(xlabel="tokens read", ylabel=ylabel)
     if train_length is not None:
         panel.axvline(train_length, color="0.75", lw=1, ls="--", zorder=0)
+    if panel.get_legend_handles_labels()[0]:
+        panel.legend()
 
 
 def plain_ticks(axis: Any) -> None:

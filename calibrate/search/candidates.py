@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from ...runtime.sidecar.plan import MIN_KEEP
 from ..recipe.recipe import ScoreChannels
 
@@ -42,14 +45,14 @@ class DecimatePick:
 
 @dataclass(frozen=True)
 class ScalePick:
-    """Multiply delta by (S / L) ** -power in the `top` share of the model's channels with the largest mean distance.
-
-    powers: one a layer, for all its channels, in the place of power and top; empty = those.
-    """
+    """Multiply delta by (S / L) ** -power in the `top` share of the model's channels with the largest mean distance."""
 
     power: float
     top: float
-    powers: tuple[float, ...] = ()
+
+    def powers(self, furthest: Tensor) -> Tensor:
+        """The power of each channel: (n_layer, D), as the mask of the channels of the `top` share."""
+        return torch.where(furthest, self.power, 0.0)
 
 
 @dataclass(frozen=True)

@@ -96,9 +96,7 @@ def _row(
         row["decimate"] = dict(zip(map(str, candidate.decimate.layers), candidate.decimate.keep()))
         row["score"] = candidate.decimate.score
     if candidate.scale:
-        row["power"], row["top"] = candidate.scale.power, candidate.scale.top
-        if candidate.scale.powers:
-            row["powers"] = list(candidate.scale.powers)
+        row |= vars(candidate.scale)
     return row
 
 

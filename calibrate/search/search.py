@@ -228,25 +228,9 @@ class Search:
         return self.scoring.halving(grid, length)[0]
 
     def _scale(self, length: int) -> Candidate:
-        """Power and channels; or a power for each block of layers, from the best that all share, while that helps."""
-        recipe, n_layer = self.recipe.scale, len(self.layers)
-        if not recipe.by_layer:
-            grid = [Candidate(scale=ScalePick(power, top)) for power in recipe.powers for top in recipe.top]
-            return self.scoring.halving(grid, length)[0]
-        even = [ScalePick(power, 1.0, (power,) * n_layer) for power in (0.0, *recipe.powers)]
-        best = self.scoring.halving([Candidate(scale=pick) for pick in even], length)[0]
-        for _ in self._blocks():
-            assert best.scale is not None
-            powers, tried = best.scale.powers, [best]
-            for block in self._blocks():
-                for step in (-0.25, 0.25):
-                    moved = tuple(p + step if i in block else p for i, p in enumerate(powers))
-                    tried.append(Candidate(scale=ScalePick(0.0, 1.0, moved)))
-            found = self.scoring.halving(tried, length)[0]
-            if found == best:
-                break
-            best = found
-        return best
+        recipe = self.recipe.scale
+        grid = [Candidate(scale=ScalePick(power, top)) for power in recipe.powers for top in recipe.top]
+        return self.scoring.halving(grid, length)[0]
 
 
 def plain_scores(scoring: Scoring, lengths: Sequence[int]) -> None:

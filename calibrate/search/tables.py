@@ -88,9 +88,7 @@ class Tables:
             tensors["keep"] = torch.tensor(decimate.keep())
             tensors["weights"] = torch.stack([score_weights(self.layers[i], decimate.score) for i in decimate.layers])
         if scale:
-            powers = torch.where(furthest(self.layers, scale.top), scale.power, 0.0)  # (n_layer, D)
-            if scale.powers:
-                powers = torch.tensor(scale.powers)[:, None].expand_as(powers)
+            powers = scale.powers(furthest(self.layers, scale.top))  # (n_layer, D)
             tensors["scales"] = torch.stack([(n / L) ** -powers.double() for n in at]).float()
         return tensors
 

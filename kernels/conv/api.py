@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..operators import register
-from ..shared.arguments import floats, public, shape, tokens_seen
+from ..operators import public
+from ..shared.arguments import floats, shape, tokens_seen
 from ..shared.dispatch import module
 from . import reference
 
@@ -34,8 +34,6 @@ def causal_conv1d(
 
     Returns y (B, L, D) and the last W-1 inputs (B, D, W-1) in its dtype. Raises ValueError as selective_scan.
     """
-    if torch.compiler.is_compiling():
-        return _operators["causal_conv1d"](x, weight, bias, initial_state, mask, backend)
     given = floats(x=x, weight=weight, bias=bias, initial_state=initial_state)
     if x.dim() != 3:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, L, D)")
@@ -71,6 +69,3 @@ def causal_conv1d_step(
     if torch.compiler.is_compiling():  # whose compiler fuses torch's operations itself
         return reference.causal_conv1d_step(state, x, weight, bias)
     return module("conv", backend, given[1:]).causal_conv1d_step(state, x, weight, bias)
-
-
-_operators = {function.__name__: register(function) for function in (causal_conv1d,)}

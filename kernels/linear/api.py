@@ -6,10 +6,10 @@ K inputs   O outputs
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..shared.dispatch import BACKENDS, has_numba, module
-from . import reference
 
 FEW = 4  # vectors; torch's matrix product is at least as fast for more
 _STORED = (torch.float32, torch.bfloat16)
@@ -27,10 +27,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
     """
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"unknown backend {backend!r}; use auto, {', '.join(BACKENDS)}")
-    if torch.compiler.is_compiling():
-        return reference.linear(x, weight, bias)
-    fast = backend in ("auto", "cpu") and _few(x, weight, bias)
-    return module("linear", "cpu" if fast else "reference", (x,)).linear(x, weight, bias)
+    if torch.compiler.is_compiling() or backend not in ("auto", "cpu") or not _few(x, weight, bias):
+        return F.linear(x, weight, bias)
+    return module("linear", "cpu", (x,)).linear(x, weight, bias)
 
 
 def is_stored(weight: Tensor, dtype: torch.dtype) -> bool:

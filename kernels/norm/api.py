@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..shared.arguments import floats, public, shape
+from ..operators import public
+from ..shared.arguments import floats, shape
 from ..shared.dispatch import module
 from . import reference
 

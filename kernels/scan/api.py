@@ -8,11 +8,10 @@ B batch   L tokens   K gathered tokens   D channels (d_inner)   N states
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ..operators import register
-from ..shared.arguments import floats, positions, public, shape, state_of, tokens_seen
+from ..operators import public
+from ..shared.arguments import Scan, floats, positions, shape, state_of, tokens_seen
 from ..shared.dispatch import module
 
 
@@ -53,34 +52,16 @@ def selective_scan(
     Raises ValueError on shapes, dtypes or devices that do not fit, an index out of range, an unknown backend, and where
     a gradient is asked of a backend other than the reference.
     """
-    if torch.compiler.is_compiling():
-        return _operators["selective_scan"](
-            x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, index, mask, initial_state, backend
-        )
-    given = floats(
-        x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, threshold=threshold, scale=scale,
-        initial_state=initial_state,
-    )  # fmt: skip
+    scan = Scan(x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, index, mask, initial_state)
+    given = floats(**scan.floating())
     if x.dim() != 3:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, L, D)")
-    batch, L, channels = x.shape
-    shape("delta", delta, (batch, L, channels))
-    if A.dim() != 2 or A.shape[0] != channels or not A.shape[1]:
-        raise ValueError(f"A has shape {tuple(A.shape)}, expected ({channels}, N) with N >= 1")
-    N = A.shape[1]
-    shape("B", B, (batch, L, N))
-    shape("C", C, (batch, L, N))
-    shape("D", D, (channels,))
-    shape("z", z, (batch, L, channels))
-    shape("delta_bias", delta_bias, (channels,))
-    shape("threshold", threshold, (channels,), (batch, channels))
-    shape("scale", scale, (channels,), (batch, channels))
-    shape("initial_state", initial_state, (batch, channels, N))
+    if A.dim() != 2 or A.shape[0] != x.shape[2] or not A.shape[1]:
+        raise ValueError(f"A has shape {tuple(A.shape)}, expected ({x.shape[2]}, N) with N >= 1")
+    _shapes(scan, x.shape[:2], *A.shape)
     tokens_seen(mask, "x", x)
     positions(index, x)
-    return module("scan", backend, given).selective_scan(
-        x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, index, mask, initial_state
-    )
+    return module("scan", backend, given).selective_scan(scan)
 
 
 @public
@@ -107,33 +88,24 @@ def selective_step(
 
     Returns y (B, D) in the dtype of x. Raises ValueError as selective_scan does, and if state requires a gradient.
     """
-    if torch.compiler.is_compiling():
-        return _operators["selective_step"](
-            state, x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, backend
-        )
-    given = floats(
-        state=state, x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, threshold=threshold, scale=scale
-    )
+    scan = Scan(x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale)
+    given = floats(state=state, **scan.floating())
     state_of(x, state, "B, D, N")
     batch, channels, N = state.shape
-    for name, t in (("x", x), ("delta", delta), ("z", z)):
-        shape(name, t, (batch, channels))
-    shape("A", A, (channels, N))
-    for name, t in (("B", B), ("C", C)):
-        shape(name, t, (batch, N))
-    for name, t in (("D", D), ("delta_bias", delta_bias)):
-        shape(name, t, (channels,))
-    for name, t in (("threshold", threshold), ("scale", scale)):
-        shape(name, t, (channels,), (batch, channels))
-    return module("scan", backend, given).selective_step(
-        state, x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale
-    )
+    _shapes(scan, (batch,), channels, N)
+    return module("scan", backend, given).selective_step(state, scan)
 
 
-_operators = {
-    function.__name__: register(function)
-    for function in (
-        selective_scan,
-        selective_step,
-    )
-}
+def _shapes(scan: Scan, leading: tuple[int, ...], channels: int, N: int) -> None:
+    """Refuse what does not fit; leading: (B, L), of a step (B,)."""
+    batch = leading[0]
+    for name in ("x", "delta", "z"):
+        shape(name, getattr(scan, name), (*leading, channels))
+    shape("A", scan.A, (channels, N))
+    for name in ("B", "C"):
+        shape(name, getattr(scan, name), (*leading, N))
+    for name in ("D", "delta_bias"):
+        shape(name, getattr(scan, name), (channels,))
+    for name in ("threshold", "scale"):
+        shape(name, getattr(scan, name), (channels,), (batch, channels))
+    shape("initial_state", scan.initial_state, (batch, channels, N))

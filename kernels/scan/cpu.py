@@ -7,39 +7,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..shared.arguments import Scan
 from ..shared.cpu_arrays import array, mask_array, one_at_a_time, packed, rows, rows_of_vectors
 from . import cpu_loops, reference
 from .cpu_vector import LANES
 
 
-def _may_grow(delta: Tensor, A: Tensor, delta_softplus: bool, scale: Tensor | None) -> bool:
+def _may_grow(given: Scan) -> bool:
     """Whether exp(delta A) may exceed 1: a negative A and a positive delta, the model's, never do."""
-    if (A > 0).any() or (scale is not None and (scale < 0).any()):
+    if (given.A > 0).any() or (given.scale is not None and (given.scale < 0).any()):
         return True
-    return not delta_softplus and bool((delta < 0).any())
+    return not given.delta_softplus and bool((given.delta < 0).any())
 
 
-def selective_scan(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    threshold: Tensor | None,
-    scale: Tensor | None,
-    index: Tensor | None,
-    mask: Tensor | None,
-    initial_state: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def selective_scan(given: Scan) -> tuple[Tensor, Tensor]:
     """See longscan.kernels.selective_scan."""
-    if _may_grow(delta, A, delta_softplus, scale):  # the loops below know 2^x for x <= 0 only
-        return reference.selective_scan(
-            x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, index, mask, initial_state
-        )
+    if _may_grow(given):  # the loops below know 2^x for x <= 0 only
+        return reference.selective_scan(given)
+    x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, index, mask, initial_state, _ = given
     batch, L, channels = x.shape
     steps = L if index is None else index.shape[1]
     pad = -channels % LANES  # real models have none
@@ -56,58 +41,23 @@ def selective_scan(
     if steps and batch:
         with one_at_a_time:
             cpu_loops.scan(
-                rows_of_vectors(x, pad),
-                rows_of_vectors(delta, pad),
-                packed(A),
-                rows_of_vectors(B),
-                rows_of_vectors(C),
-                packed(D),
-                rows_of_vectors(z, pad),
-                packed(delta_bias),
-                delta_softplus,
-                rows(threshold, batch),
-                rows(scale, batch),
-                places,
-                mask_array(mask),
-                y.numpy(),
-                state.numpy(),
-            )
+                rows_of_vectors(x, pad), rows_of_vectors(delta, pad), packed(A), rows_of_vectors(B), rows_of_vectors(C),
+                packed(D), rows_of_vectors(z, pad), packed(delta_bias), delta_softplus, rows(threshold, batch),
+                rows(scale, batch), places, mask_array(mask), y.numpy(), state.numpy(),
+            )  # fmt: skip
     if pad:
         y, state = y[:, :, :channels].contiguous(), state[:, :channels].contiguous()
     return y.to(x.dtype), state
 
 
-def selective_step(
-    state: Tensor,
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    threshold: Tensor | None,
-    scale: Tensor | None,
-) -> Tensor:
+def selective_step(state: Tensor, given: Scan) -> Tensor:
     """See longscan.kernels.selective_step."""
+    x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, *_ = given
     y = torch.empty(x.shape)
     batch = x.shape[0]
     with one_at_a_time:
         cpu_loops.step(
-            state.numpy(),
-            array(x),
-            array(delta),
-            packed(A),
-            array(B),
-            array(C),
-            packed(D),
-            array(z, 2),
-            packed(delta_bias),
-            delta_softplus,
-            rows(threshold, batch),
-            rows(scale, batch),
-            y.numpy(),
-        )
+            state.numpy(), array(x), array(delta), packed(A), array(B), array(C), packed(D), array(z, 2),
+            packed(delta_bias), delta_softplus, rows(threshold, batch), rows(scale, batch), y.numpy(),
+        )  # fmt: skip
     return y.to(x.dtype)

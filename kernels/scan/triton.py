@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from ..shared.arguments import Scan
 from ..shared.triton_launch import FUSED, WARP, dense, dense_rows, per_row
 from .triton_kernel import carry, scan
 from .triton_plan import PROCESSORS, REGISTERS, ScanConfig, plan_scan
@@ -45,25 +46,9 @@ def _side_by_side(B: Tensor, C: Tensor, N: int) -> Tensor:
     return torch.cat([_padded(B.float(), N), _padded(C.float(), N)], -1)
 
 
-def selective_scan(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    threshold: Tensor | None,
-    scale: Tensor | None,
-    index: Tensor | None,
-    mask: Tensor | None,
-    initial_state: Tensor | None,
-    chunks: int | None = None,
-    config: ScanConfig | None = None,
-) -> tuple[Tensor, Tensor]:
+def selective_scan(given: Scan, chunks: int | None = None, config: ScanConfig | None = None) -> tuple[Tensor, Tensor]:
     """See longscan.kernels.selective_scan. `chunks` and `config` force the layout (tests, benchmarks)."""
+    x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, index, mask, initial_state, _ = given
     batch, L, channels = x.shape
     states = A.shape[1]
     steps = L if index is None else index.shape[1]
@@ -110,21 +95,9 @@ def selective_scan(
     return y, last if states == N else last[..., :states].contiguous()
 
 
-def selective_step(
-    state: Tensor,
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    threshold: Tensor | None,
-    scale: Tensor | None,
-) -> Tensor:
+def selective_step(state: Tensor, given: Scan) -> Tensor:
     """See longscan.kernels.selective_step."""
+    x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, *_ = given
     batch, channels, N = state.shape
     y = torch.empty(batch, channels, dtype=x.dtype, device=x.device)
     threshold, scale, sg_b = per_row(threshold, scale)

@@ -8,11 +8,10 @@ B batch   L tokens   D channels
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ..operators import register
-from ..shared.arguments import floats, public, shape, tokens_seen
+from ..operators import public
+from ..shared.arguments import floats, shape, tokens_seen
 from ..shared.dispatch import module
 
 
@@ -33,8 +32,6 @@ def token_scores(
 
     Returns (B, L) float32. Raises ValueError as selective_scan.
     """
-    if torch.compiler.is_compiling():
-        return _operators["token_scores"](delta, delta_bias, delta_softplus, mask, weight, backend)
     given = floats(delta=delta, delta_bias=delta_bias, weight=weight)
     if delta.dim() != 3:
         raise ValueError(f"delta has shape {tuple(delta.shape)}, expected (B, L, D)")
@@ -42,6 +39,3 @@ def token_scores(
         shape(name, t, (delta.shape[2],))
     tokens_seen(mask, "delta", delta)
     return module("scores", backend, given).token_scores(delta, delta_bias, delta_softplus, mask, weight)
-
-
-_operators = {function.__name__: register(function) for function in (token_scores,)}

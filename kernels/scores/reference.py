@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..shared.reference import effective_delta
+from ..shared.reference import positive_delta
 
 
 def token_scores(
@@ -13,7 +13,7 @@ def token_scores(
 ) -> Tensor:
     """sqrt(sum_d weight_d delta_d^2); see longscan.kernels.token_scores."""
     delta = delta.to(torch.promote_types(delta.dtype, torch.float32))
-    delta = effective_delta(delta, delta_bias, delta_softplus, None, None, None)
+    delta = positive_delta(delta, delta_bias, delta_softplus)
     square = delta.square() if weight is None else delta.square() * weight.to(delta.dtype)
     score = square.sum(-1).sqrt().float()
     return score if mask is None else torch.where(mask, score, 0.0)

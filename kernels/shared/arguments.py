@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-P = ParamSpec("P")
-R = TypeVar("R")
+Limit = tuple[float, float]
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-_PACKED = "packed sequences are not read; give one sequence a row"
-_RETURNED = "the last state is always returned"
-# Arguments of mamba_ssm's and causal_conv1d's functions that have no place here.
-_FOREIGN = {
-    "seq_idx": _PACKED,
-    "cu_seqlens": _PACKED,
-    "dt_bias": "it is delta_bias here",
-    "dt_softplus": "it is delta_softplus here, on unless switched off",
-    "dt_limit": "it is delta_limit here",
-    "initial_states": "it is initial_state here",
-    "return_last_state": _RETURNED,
-    "return_final_states": _RETURNED,
-    "chunk_size": "the backend picks its own chunks; leave it out",
-    "activation": "silu is always applied; leave it out",
-}
 
+class Scan(NamedTuple):
+    """What a scan or its step takes but for a step's state, as `selective_scan` and `ssd_scan` say."""
 
-def public(function: Callable[P, R]) -> Callable[P, R]:
-    """A function that answers the keywords of its peers in other libraries with what stands in their place."""
+    x: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    delta_bias: Tensor | None
+    delta_softplus: bool
+    threshold: Tensor | None
+    scale: Tensor | None
+    index: Tensor | None = None  # type: ignore[assignment]  # in the place of a tuple's method
+    mask: Tensor | None = None
+    initial_state: Tensor | None = None
+    delta_limit: Limit = (-math.inf, math.inf)  # Mamba-1 has none
 
-    @functools.wraps(function)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        for name in kwargs:
-            if name in _FOREIGN:
-                raise ValueError(f"{function.__name__} has no argument {name}: {_FOREIGN[name]}")
-        return function(*args, **kwargs)
-
-    return checked
+    def floating(self) -> dict[str, Tensor | None]:
+        """Those that must be of a floating-point dtype, by name."""
+        other = ("delta_softplus", "index", "mask", "delta_limit")
+        return {name: t for name, t in self._asdict().items() if name not in other}
 
 
 def shape(name: str, t: Tensor | None, *shapes: tuple[int, ...]) -> None:
@@ -120,7 +114,7 @@ def state_of(x: Tensor, state: Tensor, dimensions: str) -> None:
         raise ValueError("state requires a gradient and is updated in place; give state.detach()")
 
 
-def limits(limit: tuple[float, float]) -> None:
+def limits(limit: Limit) -> None:
     """Refuse limits of delta that are not low <= high."""
     low, high = limit
     if not low <= high:

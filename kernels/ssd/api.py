@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
-from ..operators import register
-from ..shared.arguments import floats, limits, positions, public, shape, state_of, tokens_seen
+from ..operators import public
+from ..shared.arguments import Scan, floats, limits, positions, shape, state_of, tokens_seen
 from ..shared.dispatch import module
 
 
@@ -53,53 +52,16 @@ def ssd_scan(
     Returns y (B, L or K, H, P) in the dtype of x, and the last state (B, H, P, N) float32 (float64 for float64 inputs).
     Raises ValueError as selective_scan does.
     """
-    if torch.compiler.is_compiling():
-        return _operators["ssd_scan"](
-            x,
-            delta,
-            A,
-            B,
-            C,
-            D,
-            z,
-            delta_bias,
-            delta_softplus,
-            threshold,
-            scale,
-            index,
-            mask,
-            initial_state,
-            delta_limit,
-            backend,
-        )
-    given = floats(
-        x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, threshold=threshold, scale=scale,
-        initial_state=initial_state,
-    )  # fmt: skip
-    limits(delta_limit)
-    if x.dim() != 4:
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, L, H, P)")
-    batch, L, heads, P = x.shape
-    shape("delta", delta, (batch, L, heads))
-    shape("A", A, (heads,))
-    if B.dim() != 4 or not B.shape[2] or heads % B.shape[2] or not B.shape[3]:
-        raise ValueError(
-            f"B has shape {tuple(B.shape)}, expected ({batch}, {L}, G, N) with G a divisor of {heads} and N >= 1"
-        )
-    groups, N = B.shape[2:]
-    for name, t in (("B", B), ("C", C)):
-        shape(name, t, (batch, L, groups, N))
-    shape("D", D, (heads,), (heads, P))
-    shape("z", z, (batch, L, heads, P))
-    shape("delta_bias", delta_bias, (heads,))
-    shape("threshold", threshold, (heads,), (batch, heads))
-    shape("scale", scale, (heads,), (batch, heads))
-    shape("initial_state", initial_state, (batch, heads, P, N))
-    tokens_seen(mask, "x", x)
-    positions(index, x)
-    return module("ssd", backend, given).ssd_scan(
+    scan = Scan(
         x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, index, mask, initial_state, delta_limit
     )
+    given = floats(**scan.floating())
+    if x.dim() != 4:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, L, H, P)")
+    _shapes(scan, x.shape[:2], x.shape[2], x.shape[3], None)
+    tokens_seen(mask, "x", x)
+    positions(index, x)
+    return module("ssd", backend, given).ssd_scan(scan)
 
 
 @public
@@ -128,37 +90,31 @@ def ssd_step(
 
     Returns y (B, H, P) in the dtype of x. Raises ValueError as selective_step does.
     """
-    if torch.compiler.is_compiling():
-        return _operators["ssd_step"](
-            state, x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, delta_limit, backend
-        )
-    given = floats(
-        state=state, x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, threshold=threshold, scale=scale
-    )
-    limits(delta_limit)
+    scan = Scan(x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, delta_limit=delta_limit)
+    given = floats(state=state, **scan.floating())
     state_of(x, state, "B, H, P, N")
     batch, heads, P, N = state.shape
-    for name, t in (("x", x), ("z", z)):
-        shape(name, t, (batch, heads, P))
-    shape("delta", delta, (batch, heads))
-    if B.dim() != 3 or not B.shape[1] or heads % B.shape[1]:
-        raise ValueError(f"B has shape {tuple(B.shape)}, expected ({batch}, G, {N}) with G a divisor of {heads}")
-    for name, t in (("B", B), ("C", C)):
-        shape(name, t, (batch, B.shape[1], N))
-    for name, t in (("A", A), ("delta_bias", delta_bias)):
-        shape(name, t, (heads,))
-    shape("D", D, (heads,), (heads, P))
-    for name, t in (("threshold", threshold), ("scale", scale)):
-        shape(name, t, (heads,), (batch, heads))
-    return module("ssd", backend, given).ssd_step(
-        state, x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, delta_limit
-    )
+    _shapes(scan, (batch,), heads, P, N)
+    return module("ssd", backend, given).ssd_step(state, scan)
 
 
-_operators = {
-    function.__name__: register(function)
-    for function in (
-        ssd_scan,
-        ssd_step,
-    )
-}
+def _shapes(scan: Scan, leading: tuple[int, ...], heads: int, P: int, N: int | None) -> None:
+    """Refuse what does not fit; leading: (B, L), of a step (B,); N: of the state, None: any from 1 on."""
+    limits(scan.delta_limit)
+    batch, B = leading[0], scan.B
+    for name in ("x", "z"):
+        shape(name, getattr(scan, name), (*leading, heads, P))
+    shape("delta", scan.delta, (*leading, heads))
+    if B.dim() != len(leading) + 2 or not B.shape[-2] or heads % B.shape[-2] or (N is None and not B.shape[-1]):
+        wanted = ", ".join(map(str, (*leading, "G", "N" if N is None else N)))
+        at_least = " and N >= 1" if N is None else ""
+        raise ValueError(f"B has shape {tuple(B.shape)}, expected ({wanted}) with G a divisor of {heads}{at_least}")
+    N = B.shape[-1] if N is None else N
+    for name in ("B", "C"):
+        shape(name, getattr(scan, name), (*leading, B.shape[-2], N))
+    for name in ("A", "delta_bias"):
+        shape(name, getattr(scan, name), (heads,))
+    shape("D", scan.D, (heads,), (heads, P))
+    for name in ("threshold", "scale"):
+        shape(name, getattr(scan, name), (heads,), (batch, heads))
+    shape("initial_state", scan.initial_state, (batch, heads, P, N))

@@ -14,47 +14,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..shared.reference import unseen_as_zero
+from ..shared.arguments import Scan
+from ..shared.reference import absent_as_zero, effective_delta, gathered, unseen_as_zero
 from . import reference
-from .reference import Limit, finish, gather, head_delta, ssd_step
+from .reference import finish, ssd_step
 
 __all__ = ["ssd_scan", "ssd_step"]
 
 CHUNK = 64
 
 
-def ssd_scan(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    threshold: Tensor | None,
-    scale: Tensor | None,
-    index: Tensor | None,
-    mask: Tensor | None,
-    initial_state: Tensor | None,
-    delta_limit: Limit,
-) -> tuple[Tensor, Tensor]:
+def ssd_scan(given: Scan) -> tuple[Tensor, Tensor]:
     """See longscan.kernels.ssd_scan."""
-    out_dtype, present = x.dtype, None
-    if index is not None:
-        present = index >= 0
-        mask = present if mask is None else present & mask.gather(1, index.clamp(min=0))
-        x, delta, B, C = (gather(t, index) for t in (x, delta, B, C))
-        z = None if z is None else gather(z, index)
+    given, present = gathered(given)
+    x, A, C, D, z = given.x, given.A, given.C, given.D, given.z
     batch, steps, heads, P = x.shape
-    groups, N = B.shape[2:]
-    delta = head_delta(delta.float(), delta_bias, delta_softplus, delta_limit, threshold, scale, mask)
+    groups, N = given.B.shape[2:]
+    delta = effective_delta(given, torch.float32)
     decay = delta.double() * A.double()
-    added, B = unseen_as_zero(x, B, mask)
+    added, B = unseen_as_zero(x, given.B, given.mask)
     h = x.new_zeros(batch, heads, P, N, dtype=torch.float32)
-    if initial_state is not None:
-        h.copy_(initial_state)
+    if given.initial_state is not None:
+        h.copy_(given.initial_state)
     y = torch.empty(batch, steps, heads, P)
     for start in range(0, steps, CHUNK):
         part = slice(start, min(start + CHUNK, steps))
@@ -76,13 +57,13 @@ def ssd_scan(
         out = out.flatten(1, 2).transpose(1, 2)
         if not _finite(out):
             out, after = reference.ssd_scan(
-                added[:, part].float(), delta[:, part], A, B[:, part], C[:, part], None, None, None, False, None, None,
-                None, None, h, (-torch.inf, torch.inf),
+                Scan(
+                    added[:, part].float(), delta[:, part], A, B[:, part], C[:, part], D=None, z=None, delta_bias=None,
+                    delta_softplus=False, threshold=None, scale=None, initial_state=h,
+                )
             )  # fmt: skip
         y[:, part], h = finish(out, x_part, D, None if z is None else z[:, part]), after
-    if present is not None:
-        y = torch.where(present[:, :, None, None], y, 0.0)
-    return y.to(out_dtype), h
+    return absent_as_zero(y, present).to(x.dtype), h
 
 
 def _finite(t: Tensor) -> bool:

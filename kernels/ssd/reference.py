@@ -1,12 +1,4 @@
-"""The readable oracle of Mamba-2's scan: plain torch, any float dtype, one line an equation.
-
-B batch   L tokens   K gathered tokens   H heads   P channels a head   G groups of heads that share B and C   N states
-
-delta_t = clamp(softplus(delta_t + bias), *delta_limit)                    (B, H)
-delta_t = scale delta_t where delta_t > threshold, else 0        (filter)
-h_t     = exp(delta_t A) h_{t-1} + delta_t x_t (x) B_t                     (B, H, P, N)
-y_t     = (h_t . C_t + D x_t) silu(z_t)                                    (B, H, P)
-"""
+"""The readable oracle of Mamba-2: plain torch, any float dtype, one line an equation of `longscan.kernels.ssd_scan`."""
 
 from __future__ import annotations
 
@@ -14,29 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..shared.reference import effective_delta, unseen_as_zero
-
-Limit = tuple[float, float]
-
-
-def head_delta(
-    delta: Tensor,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    limit: Limit,
-    threshold: Tensor | None,
-    scale: Tensor | None,
-    mask: Tensor | None,
-) -> Tensor:
-    """delta (B, L, H) as the recurrence sees it: clamped first, so that a skipped token is exactly 0."""
-    delta = effective_delta(delta, delta_bias, delta_softplus, None, None, None).clamp(*limit)
-    return effective_delta(delta, None, False, threshold, scale, mask)
-
-
-def gather(t: Tensor, index: Tensor) -> Tensor:
-    """t (B, L, ...), index (B, K) with -1 = absent -> (B, K, ...)."""
-    rows = torch.arange(t.shape[0], device=t.device)[:, None]
-    return t[rows, index.clamp(min=0)]
+from ..shared.arguments import Scan
+from ..shared.reference import absent_as_zero, effective_delta, gathered, unseen_as_zero
 
 
 def finish(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
@@ -46,72 +17,35 @@ def finish(y: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
     return y if z is None else y * F.silu(z.to(y.dtype))
 
 
-def ssd_scan(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    threshold: Tensor | None,
-    scale: Tensor | None,
-    index: Tensor | None,
-    mask: Tensor | None,
-    initial_state: Tensor | None,
-    delta_limit: Limit,
-) -> tuple[Tensor, Tensor]:
+def ssd_scan(given: Scan) -> tuple[Tensor, Tensor]:
     """See longscan.kernels.ssd_scan."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    out_dtype, present = x.dtype, None
-    if index is not None:
-        present = index >= 0
-        mask = present if mask is None else present & mask.gather(1, index.clamp(min=0))
-        x, delta, B, C = (gather(t, index) for t in (x, delta, B, C))
-        z = None if z is None else gather(z, index)
-    x, delta, A = x.to(dtype), delta.to(dtype), A.to(dtype)
-    batch, steps, heads, _ = x.shape
-    shared = heads // B.shape[2]
-    B, C = (t.to(dtype).repeat_interleave(shared, dim=2) for t in (B, C))
-    delta = head_delta(delta, delta_bias, delta_softplus, delta_limit, threshold, scale, mask)
-    added, B = unseen_as_zero(delta[..., None] * x, B, mask)
-    h = x.new_zeros(batch, heads, x.shape[3], B.shape[3]) if initial_state is None else initial_state.to(dtype)
+    given, present = gathered(given)
+    dtype = torch.promote_types(given.x.dtype, torch.float32)
+    x, A = given.x.to(dtype), given.A.to(dtype)
+    batch, steps, heads, P = x.shape
+    shared = heads // given.B.shape[2]
+    B, C = (t.to(dtype).repeat_interleave(shared, dim=2) for t in (given.B, given.C))
+    delta = effective_delta(given, dtype)
+    added, B = unseen_as_zero(delta[..., None] * x, B, given.mask)
+    start = given.initial_state
+    h = x.new_zeros(batch, heads, P, B.shape[3]) if start is None else start.to(dtype)
     ys = []
     for t in range(steps):
         a = torch.exp(delta[:, t] * A)
         h = a[:, :, None, None] * h + added[:, t, ..., None] * B[:, t, :, None]
         ys.append((h * C[:, t, :, None]).sum(-1))
-    y = finish(torch.stack(ys, 1) if ys else torch.zeros_like(x), x, D, z)
-    if present is not None:
-        y = torch.where(present[:, :, None, None], y, 0.0)
-    return y.to(out_dtype), h.clone() if initial_state is not None and not ys else h
+    y = finish(torch.stack(ys, 1) if ys else torch.zeros_like(x), x, given.D, given.z)
+    return absent_as_zero(y, present).to(given.x.dtype), h.clone() if start is not None and not ys else h
 
 
-def ssd_step(
-    state: Tensor,
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    threshold: Tensor | None,
-    scale: Tensor | None,
-    delta_limit: Limit,
-) -> Tensor:
+def ssd_step(state: Tensor, given: Scan) -> Tensor:
     """See longscan.kernels.ssd_step; `state` (B, H, P, N) is updated in place."""
     dtype = state.dtype
-    wide = delta[:, None].to(dtype)
-    dt = head_delta(wide, delta_bias, delta_softplus, delta_limit, threshold, scale, None)[:, 0]
-    shared = x.shape[1] // B.shape[1]
-    B, C = (t.to(dtype).repeat_interleave(shared, dim=1) for t in (B, C))
-    wide_x = x.to(dtype)
-    state.mul_(torch.exp(dt * A.to(dtype))[:, :, None, None])
-    state.add_((dt[:, :, None] * wide_x)[..., None] * B[:, :, None])
+    dt = effective_delta(given, dtype)
+    shared = given.x.shape[1] // given.B.shape[1]
+    B, C = (t.to(dtype).repeat_interleave(shared, dim=1) for t in (given.B, given.C))
+    x = given.x.to(dtype)
+    state.mul_(torch.exp(dt * given.A.to(dtype))[:, :, None, None])
+    state.add_((dt[:, :, None] * x)[..., None] * B[:, :, None])
     y = torch.matmul(state, C[..., None])[..., 0]
-    return finish(y, wide_x, D, z).to(x.dtype)
+    return finish(y, x, given.D, given.z).to(given.x.dtype)

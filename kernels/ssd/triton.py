@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..shared.arguments import Limit, Scan
 from ..shared.triton_launch import FUSED, dense, dense_rows, per_row
-from .reference import Limit
 from .triton_kernel import ssd_carry, ssd_outputs, ssd_pairs, ssd_states, ssd_token
 
 _DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
@@ -58,24 +58,9 @@ def _limited(limit: Limit, softplus: bool) -> bool:
     return limit != (0.0, math.inf) or not softplus
 
 
-def ssd_scan(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    threshold: Tensor | None,
-    scale: Tensor | None,
-    index: Tensor | None,
-    mask: Tensor | None,
-    initial_state: Tensor | None,
-    delta_limit: Limit,
-) -> tuple[Tensor, Tensor]:
+def ssd_scan(given: Scan) -> tuple[Tensor, Tensor]:
     """See longscan.kernels.ssd_scan."""
+    x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, index, mask, initial_state, limit = given
     batch, L, heads, P = x.shape
     groups, N = B.shape[2:]
     steps = L if index is None else index.shape[1]
@@ -97,8 +82,8 @@ def ssd_scan(
     ssd_states[(chunks * columns, batch)](
         x, delta, A, B, delta_bias, threshold, scale, index, mask, kept, whole, part, states,
         *x.stride()[:3], *delta.stride()[:2], *B.stride()[:3], sg_b, L, steps, heads, heads // groups, chunks,
-        *delta_limit, HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus,
-        LIMITED=_limited(delta_limit, delta_softplus), HAS_THRESHOLD=threshold is not None,
+        *limit, HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus,
+        LIMITED=_limited(limit, delta_softplus), HAS_THRESHOLD=threshold is not None,
         HAS_SCALE=scale is not None, HAS_INDEX=index is not None, HAS_MASK=mask is not None,
         **states_products(sizes), **states_config(N), **FUSED,
     )  # fmt: skip
@@ -123,22 +108,9 @@ def ssd_scan(
     return y, last
 
 
-def ssd_step(
-    state: Tensor,
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    threshold: Tensor | None,
-    scale: Tensor | None,
-    delta_limit: Limit,
-) -> Tensor:
+def ssd_step(state: Tensor, given: Scan) -> Tensor:
     """See longscan.kernels.ssd_step."""
+    x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, *_, limit = given
     batch, heads, P, N = state.shape
     y = torch.empty(batch, heads, P, dtype=x.dtype, device=x.device)
     if not y.numel():
@@ -151,9 +123,9 @@ def ssd_step(
         state, x, delta, A, B, C, D, z, delta_bias, threshold, scale, y,
         *x.stride()[:2], delta.stride(0), *B.stride()[:2], *C.stride()[:2],
         *(z.stride()[:2] if z is not None else (0, 0)), sg_b, P if D is not None and D.dim() == 2 else 1,
-        heads, heads // B.shape[1], *delta_limit,
+        heads, heads // B.shape[1], *limit,
         HAS_D=D is not None, D_WIDE=D is not None and D.dim() == 2, HAS_Z=z is not None,
-        HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, LIMITED=_limited(delta_limit, delta_softplus),
+        HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, LIMITED=_limited(limit, delta_softplus),
         HAS_THRESHOLD=threshold is not None, HAS_SCALE=scale is not None, **sizes, **TOKEN_CONFIG, **FUSED,
     )  # fmt: skip
     return y

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import CheckpointError, os_reason
 from .config_keys import check_keys, is_state_spaces, refuse_quantised
+from .source import peek
 
 PILE_TRAIN_LENGTH = 2048  # the published state-spaces models; their config.json does not say
 _PILE_VOCAB = (50277, 50280, 50288)
@@ -92,11 +93,8 @@ def is_hybrid(path: Path) -> bool:
 
     Raises CheckpointError if that model is quantised.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False  # ModelConfig.read says what is wrong
-    if not isinstance(data, dict) or data.get("model_type") not in _HYBRIDS:
+    data = peek(path)
+    if data.get("model_type") not in _HYBRIDS:
         return False
     refuse_quantised(data)
     return True

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
 from .weight_files import BIN, INDEX, SAFE, main_file, weight_map
@@ -32,11 +33,16 @@ class Source:
         config = self.find("config.json")
         if config is None:
             return self.find(SIDECAR_FILE) is not None or any(self.folder.glob("*.longscan.safetensors"))
-        try:
-            data = json.loads(config.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False  # reading the model says what is wrong
-        return isinstance(data, dict) and data.get("schema") == "longscan.sidecar"
+        return peek(config).get("schema") == "longscan.sidecar"
+
+
+def peek(path: Path) -> dict[str, Any]:
+    """A file's JSON object; empty where it holds none, of which reading the model says what is wrong."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def split_revision(name: str) -> tuple[str, str | None]:

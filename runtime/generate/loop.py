@@ -207,7 +207,9 @@ def _tokens(
     alive = list(range(batch))  # the rows that `logits` and `state` hold
     for made in range(max_new_tokens):
         began = time.perf_counter()
-        drawn = _draw(logits, alive, settings, seen, generators)
+        if seen is not None:
+            logits = penalise(logits, seen[alive], settings.repetition_penalty)
+        drawn = draw(logits, settings, [generators[b] for b in alive])
         row: list[int | None] = [None] * batch
         for b, token in zip(alive, drawn):
             if token in ends:
@@ -229,18 +231,6 @@ def _tokens(
         logits, state = lm.step(torch.tensor([row[b] for b in alive], device=device), state)
         watch.steps += 1
         watch.decode_seconds += time.perf_counter() - began
-
-
-def _draw(
-    logits: Tensor,
-    alive: Sequence[int],
-    settings: Sampling,
-    seen: Tensor | None,
-    generators: Sequence[torch.Generator | None],
-) -> list[int]:
-    if seen is not None:
-        logits = penalise(logits, seen[list(alive)], settings.repetition_penalty)
-    return draw(logits, settings, [generators[b] for b in alive])
 
 
 def _eos(lm: Reader) -> tuple[int, ...]:

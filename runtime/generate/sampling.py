@@ -37,8 +37,7 @@ def draw(logits: Tensor, settings: Sampling, generators: Sequence[torch.Generato
         tokens = logits.argmax(-1)
     else:
         logits = logits.where(sound[:, None], 0.0)  # nothing could be drawn from these
-        how = (settings.temperature, settings.top_k, settings.top_p)
-        tokens = torch.cat([sample(row[None], *how, own, settings.min_p) for row, own in zip(logits, generators)])
+        tokens = torch.cat([sample(row[None], settings, own) for row, own in zip(logits, generators)])
     found: list[list[int]] = torch.stack([tokens, sound.long()]).tolist()
     if not all(found[1]):
         raise ValueError(
@@ -53,31 +52,22 @@ def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def sample(
-    logits: Tensor,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    generator: torch.Generator | None,
-    min_p: float = 0.0,
-) -> Tensor:
-    """logits (B, V) -> token (B,). Temperature 0 is greedy; top_p keeps the smallest set of mass >= top_p."""
-    if temperature == 0:
-        return logits.argmax(-1)
+def sample(logits: Tensor, settings: Sampling, generator: torch.Generator | None) -> Tensor:
+    """logits (B, V) -> token (B,), drawn at a temperature above 0; top_p keeps the smallest set of mass >= top_p."""
     # From the likeliest down and by a float32 above 0: no temperature is so small that anything overflows upwards.
     logits = logits.float()
-    logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, torch.finfo(torch.float32).tiny)
-    if 0 < top_k < logits.shape[-1]:
-        least = logits.topk(top_k).values[..., -1:]
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(settings.temperature, torch.finfo(torch.float32).tiny)
+    if 0 < settings.top_k < logits.shape[-1]:
+        least = logits.topk(settings.top_k).values[..., -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
-    if top_p < 1:
+    if settings.top_p < 1:
         ordered, places = logits.sort(descending=True)
         probability = ordered.softmax(-1)
         before = probability.cumsum(-1) - probability
-        beyond = before >= top_p
+        beyond = before >= settings.top_p
         beyond[..., 0] = False  # even where top_p is 0 as a float32
         logits = logits.scatter(-1, places, ordered.masked_fill(beyond, -torch.inf))
     probability = logits.softmax(-1)
-    if min_p > 0:
-        probability = probability * (probability >= min_p * probability.amax(-1, keepdim=True))
+    if settings.min_p > 0:
+        probability = probability * (probability >= settings.min_p * probability.amax(-1, keepdim=True))
     return torch.multinomial(probability, 1, generator=generator)[..., 0]

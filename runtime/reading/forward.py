@@ -22,7 +22,7 @@ from torch import Tensor
 from ...kernels import linear, rms_norm
 from ...kernels.linear.api import FEW
 from ..checkpoint.config import ModelConfig
-from ..families.layer import Inputs, Layer, Norm
+from ..families.layer import Inputs
 from ..families.weights import Weights
 from ..sidecar.plan import PLAIN, LayerPlan
 from .observer import Observer, ScanInputs
@@ -84,84 +84,66 @@ def run_layers(
     """
     draft = Draft(state)
     stop = len(weights.layers) if stop is None else stop
-    out = _run(weights, config, stream, draft, plans, protected, first, stop, observer, backend, final, piece)
+    out = _Pass(weights, config, draft, plans, protected, stop, observer, backend, piece).run(stream, first, final)
     draft.commit()
     return out
 
 
-def _run(
-    weights: Weights,
-    config: ModelConfig,
-    stream: Stream,
-    draft: Draft,
-    plans: Sequence[LayerPlan],
-    protected: int,
-    first: int,
-    stop: int,
-    observer: Observer | None,
-    backend: str,
-    final: bool,
-    piece: int | None,
-) -> Stream:
-    for i in range(first, stop):
-        layer = weights.layers[i]
-        mask = stream.mask
-        plan, tokens = _scan_inputs(layer, weights.norms[i], i, config, stream, draft, plans[i], observer, backend)
-        if plan.keep is None:
-            stream = _scan(layer, i, tokens, mask, plan, draft, backend)
-            del tokens  # else they would live on through the next layer's projections
-            continue
-        if mask is not None:
-            raise ValueError("padded rows cannot be decimated in one batch; prefill rows of equal length together")
-        score = layer.scores(tokens.delta, plan.score_weight, backend)
-        waiting = draft.reservoirs.pop(i, ())
-        waiting = merge(waiting, tokens._replace(score=score), plan.keep, protected, final=final)
-        if not final:
-            draft.reservoirs[i] = waiting
-            return Stream(stream.residual[:, :0], stream.positions[:, :0], None)
-        (survivors,) = waiting
-        K = survivors.score.shape[1]
-        size = piece or K
-        streams = []
-        for start in range(0, K, size):
-            short = _scan(layer, i, survivors.part(start, start + size), None, plan, draft, backend)
-            streams.append(
-                _run(
-                    weights, config, short, draft, plans, protected, i + 1, stop, observer, backend,
-                    start + size >= K, piece,
-                )
-            )  # fmt: skip
-        return join(streams)
-    return stream
+@dataclass(frozen=True)
+class _Pass:
+    """What stays the same while a chunk goes through the layers."""
 
+    weights: Weights
+    config: ModelConfig
+    draft: Draft
+    plans: Sequence[LayerPlan]
+    protected: int
+    stop: int
+    observer: Observer | None
+    backend: str
+    piece: int | None
 
-def _scan_inputs(
-    layer: Layer,
-    before: Norm,
-    i: int,
-    config: ModelConfig,
-    stream: Stream,
-    draft: Draft,
-    plan: LayerPlan,
-    observer: Observer | None,
-    backend: str,
-) -> tuple[LayerPlan, Tokens]:
-    """Everything before the scan; the tokens are not scored yet (their `score` is empty)."""
-    hidden = norm(stream.residual, before.weight, before.bias, config, before.dtype, backend)
-    inputs, conv = layer.inputs(hidden, draft.conv(i), stream.mask, backend)
-    draft.convolved(i, conv)
-    if observer is not None:
-        plan = observer.observe(i, ScanInputs.of(layer, plan, inputs, stream.mask)) or plan
-    return plan, Tokens(inputs.delta.new_empty(0), stream.positions, stream.residual, *inputs)
+    def run(self, stream: Stream, first: int, final: bool) -> Stream:
+        for i in range(first, self.stop):
+            layer, mask = self.weights.layers[i], stream.mask
+            plan, tokens = self._scan_inputs(i, stream)
+            if plan.keep is None:
+                stream = self._scan(i, tokens, mask, plan)
+                del tokens  # else they would live on through the next layer's projections
+                continue
+            if mask is not None:
+                raise ValueError("padded rows cannot be decimated in one batch; prefill rows of equal length together")
+            score = layer.scores(tokens.delta, plan.score_weight, self.backend)
+            waiting = self.draft.reservoirs.pop(i, ())
+            waiting = merge(waiting, tokens._replace(score=score), plan.keep, self.protected, final=final)
+            if not final:
+                self.draft.reservoirs[i] = waiting
+                return Stream(stream.residual[:, :0], stream.positions[:, :0], None)
+            (survivors,) = waiting
+            K = survivors.score.shape[1]
+            size = self.piece or K
+            streams = []
+            for start in range(0, K, size):
+                short = self._scan(i, survivors.part(start, start + size), None, plan)
+                streams.append(self.run(short, i + 1, start + size >= K))
+            return join(streams)
+        return stream
 
+    def _scan_inputs(self, i: int, stream: Stream) -> tuple[LayerPlan, Tokens]:
+        """Everything before the scan; the tokens are not scored yet (their `score` is empty)."""
+        layer, before, plan = self.weights.layers[i], self.weights.norms[i], self.plans[i]
+        hidden = norm(stream.residual, before.weight, before.bias, self.config, before.dtype, self.backend)
+        inputs, conv = layer.inputs(hidden, self.draft.conv(i), stream.mask, self.backend)
+        self.draft.convolved(i, conv)
+        if self.observer is not None:
+            plan = self.observer.observe(i, ScanInputs.of(layer, plan, inputs, stream.mask)) or plan
+        return plan, Tokens(inputs.delta.new_empty(0), stream.positions, stream.residual, *inputs)
 
-def _scan(
-    layer: Layer, i: int, tokens: Tokens, mask: Tensor | None, plan: LayerPlan, draft: Draft, backend: str
-) -> Stream:
-    """The scan and what follows it, over tokens in time order."""
-    out, ssm = layer.scan(Inputs(*tokens[3:]), plan, mask, draft.ssm(i), backend)
-    draft.scanned(i, ssm)
-    return Stream(tokens.residual + out, tokens.positions, mask)
+    def _scan(self, i: int, tokens: Tokens, mask: Tensor | None, plan: LayerPlan) -> Stream:
+        """The scan and what follows it, over tokens in time order."""
+        out, ssm = self.weights.layers[i].scan(Inputs(*tokens[3:]), plan, mask, self.draft.ssm(i), self.backend)
+        self.draft.scanned(i, ssm)
+        return Stream(tokens.residual + out, tokens.positions, mask)
 
 
 def join(streams: Sequence[Stream]) -> Stream:

@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
-import torch
-from torch import Tensor
-
 from ..sidecar.plan import LayerPlan, Plan
 from ..sidecar.sidecar import Sidecar
-from .plans import Layered, layer_plans, plan_at
+from .plans import Layered, layer_plans, plan_at, stacked
 from .state import State
 
 _AN_OCTAVE = 8  # cells
@@ -47,7 +43,7 @@ class Growth:
         positions = state.length.tolist()
         plans = state.plans if len(state.plans) > 1 else state.plans * len(positions)
         rows = [self._row(plan, self.until(at), state) for plan, at in zip(plans, positions)]
-        return rows[0] if all(row is rows[0] for row in rows) else [_stack(layer) for layer in zip(*rows)]
+        return stacked(rows)
 
     def _row(self, plan: Plan, length: int, state: State) -> list[LayerPlan]:
         key = (plan, length, state.method, state.protected)
@@ -68,18 +64,3 @@ class Growth:
         if plan.method == "both":  # what came after the prompt was never decimated: it counts like the last r
             return Plan("both", length, plan.decimate), state.protected + max(0, length - int(plan.length))
         return plan_at(self._sidecar, length, state.method, fresh=False), state.protected
-
-
-def _stack(rows: Sequence[LayerPlan]) -> LayerPlan:
-    """One layer's plans, one a row -> one plan with (B, D) thresholds and scales."""
-    return LayerPlan(
-        threshold=_rows([row.threshold for row in rows], 0.0), scale=_rows([row.scale for row in rows], 1.0)
-    )
-
-
-def _rows(given: Sequence[Tensor | None], neutral: float) -> Tensor | None:
-    """(D,) of each row -> (B, D), `neutral` where a row has none; None if no row has."""
-    some = next((t for t in given if t is not None), None)
-    if some is None:
-        return None
-    return torch.stack([torch.full_like(some, neutral) if t is None else t for t in given])

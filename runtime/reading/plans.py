@@ -23,42 +23,43 @@ class Layered(Protocol):
 
 def layer_plans(plans: tuple[Plan, ...], sidecar: Sidecar | None, weights: Layered, protected: int) -> list[LayerPlan]:
     """Resolve plans (one, or one a row) into what each layer needs, on the model's device."""
-    n_layer, device = len(weights.layers), weights.embedding.device
     if sidecar is None or all(plan.method == "none" for plan in plans):
-        return [LayerPlan()] * n_layer
-    rows = [_thresholds(plan, sidecar, n_layer, protected) for plan in plans]
-    scaled = any(plan.method == "scale" for plan in plans)
-    resolved = []
-    for i in range(n_layer):
-        g = rows[0][i] if len(rows) == 1 else torch.stack([row[i] for row in rows])
-        scales = [_scales(plan, sidecar, i) for plan in plans] if scaled else []
-        keep = plans[0].decimate.get(i)
-        resolved.append(
-            LayerPlan(
-                threshold=g.to(device) if bool((g > 0).any()) else None,
-                scale=torch.stack(scales).squeeze(0).to(device) if scaled else None,
-                keep=keep,
-                score_weight=None if keep is None else sidecar.score_weights(i, plans[0].length).to(device),
-            )
-        )
-    return resolved
+        return [LayerPlan()] * len(weights.layers)
+    return stacked([_layers(plan, sidecar, weights, protected) for plan in plans])
 
 
-def _thresholds(plan: Plan, sidecar: Sidecar, n_layer: int, protected: int) -> list[Tensor]:
-    channels = int(sidecar.metadata["channels"])
-    if plan.method not in ("filter", "both"):
-        return [torch.zeros(channels)] * n_layer
-    band = sidecar.band(plan.length)
+def _layers(plan: Plan, sidecar: Sidecar, weights: Layered, protected: int) -> list[LayerPlan]:
+    n_layer, device, band = len(weights.layers), weights.embedding.device, sidecar.band(plan.length)
     seen = plan.scan_lengths(n_layer, protected)
     if sidecar.keyed_by_prompt(band, plan.method):
         seen = [plan.length] * n_layer
-    return [sidecar.thresholds_in(band, i, seen[i], plan.method) for i in range(n_layer)]
+    found = []
+    for i in range(n_layer):
+        g = sidecar.thresholds_in(band, i, seen[i], plan.method) if plan.method in ("filter", "both") else None
+        scale = sidecar.scales(i, plan.length).to(device) if plan.method == "scale" else None
+        keep = plan.decimate.get(i)
+        weight = None if keep is None else sidecar.score_weights(i, plan.length).to(device)
+        found.append(LayerPlan(None if g is None or not bool((g > 0).any()) else g.to(device), scale, keep, weight))
+    return found
 
 
-def _scales(plan: Plan, sidecar: Sidecar, layer: int) -> Tensor:
-    if plan.method != "scale":
-        return torch.ones(int(sidecar.metadata["channels"]))
-    return sidecar.scales(layer, plan.length)
+def stacked(rows: Sequence[list[LayerPlan]]) -> list[LayerPlan]:
+    """The layers' plans of each row of a batch as one a layer, with (B, D) thresholds and scales; rows that share one
+    keep it. Rows of unequal plans are not decimated."""
+    if all(row is rows[0] for row in rows):
+        return rows[0]
+    return [
+        LayerPlan(threshold=_rows([plan.threshold for plan in layer], 0.0), scale=_rows([p.scale for p in layer], 1.0))
+        for layer in zip(*rows)
+    ]
+
+
+def _rows(given: Sequence[Tensor | None], neutral: float) -> Tensor | None:
+    """(D,) of each row -> (B, D), `neutral` where a row has none; None if no row has."""
+    some = next((t for t in given if t is not None), None)
+    if some is None:
+        return None
+    return torch.stack([torch.full_like(some, neutral) if t is None else t for t in given])
 
 
 def plan_at(sidecar: Sidecar | None, length: float, method: str, fresh: bool) -> Plan:

@@ -35,6 +35,15 @@ from .plan import METHODS, Plan
 from .validation import RETIRED, check
 
 SCHEMA, VERSION = "longscan.sidecar", "1"
+# A band's tables that a method needs; and, where one is missing, what that is and how to get it.
+_TABLES = {
+    "none": (), "filter": ("thresholds",), "decimate": ("layers",), "both": ("thresholds", "layers"),
+    "scale": ("scales",),
+}  # fmt: skip
+_REMEDIES = {
+    "thresholds": ("filter", "filter or auto"), "layers": ("decimation", "decimate or auto"),
+    "scales": ("scales", "scale"),
+}  # fmt: skip
 
 
 def canonical(value: Any) -> str:
@@ -134,18 +143,26 @@ class Sidecar:
         extrapolated = length > self.bands[-1].lengths[-1]
         if math.isinf(length):  # open-ended: nothing to rank yet, so nothing is dropped
             chosen = {"both": "filter", "decimate": "none"}.get(chosen, chosen)
-        if chosen in ("filter", "both") and f"bands.{index}.thresholds" not in self.tensors:
-            raise SidecarError(f"this sidecar has no filter at length {length}; calibrate with --method filter or auto")
-        if chosen == "scale" and f"bands.{index}.scales" not in self.tensors:
-            raise SidecarError(f"this sidecar has no scales at length {length}; calibrate with --method scale")
-        if chosen not in ("decimate", "both"):
-            return Plan(chosen, length, extrapolated=extrapolated)
-        if f"bands.{index}.layers" not in self.tensors:
-            raise SidecarError(
-                f"this sidecar has no decimation at length {length}; calibrate with --method decimate or auto"
-            )
-        layers, keep = (self.tensors[f"bands.{index}.{name}"].tolist() for name in ("layers", "keep"))
-        return Plan(chosen, length, dict(zip(layers, keep)), extrapolated)
+        for name in _TABLES[chosen]:
+            self._needed(index, name, length)
+        keep = self.keep(index) if chosen in ("decimate", "both") else {}
+        return Plan(chosen, length, keep, extrapolated)
+
+    def table(self, band: int, name: str) -> Tensor | None:
+        """A band's tensor, by the name without the prefix; None where the band has none of it."""
+        return self.tensors.get(f"bands.{band}.{name}")
+
+    def keep(self, band: int) -> dict[int, int]:
+        """The tokens each decimating layer of a band keeps; empty where it holds no decimation."""
+        layers, keep = self.table(band, "layers"), self.table(band, "keep")
+        return {} if layers is None or keep is None else dict(zip(layers.tolist(), keep.tolist()))
+
+    def _needed(self, band: int, name: str, length: float) -> Tensor:
+        table = self.table(band, name)
+        if table is None:
+            what, how = _REMEDIES[name]
+            raise SidecarError(f"this sidecar has no {what} at length {length}; calibrate with --method {how}")
+        return table
 
     def thresholds(self, layer: int, length: float, method: str = "filter") -> Tensor:
         """g(S) of one layer: (channels,) float32, 0 where the channel is local.
@@ -156,46 +173,35 @@ class Sidecar:
 
     def thresholds_in(self, band: int, layer: int, length: float, method: str = "filter") -> Tensor:
         """The same from a given band, for scans that decimation has made shorter than the band's prompts."""
-        fitted = f"bands.{band}.both"
-        name = fitted if method == "both" and fitted in self.tensors else f"bands.{band}.thresholds"
-        if name not in self.tensors:
-            raise SidecarError(f"this sidecar has no filter at length {length}; calibrate with --method filter or auto")
-        table = self.tensors[name]
-        entry = self.bands[band]
-        if not 0 <= layer < table.shape[1]:
-            raise ValueError(f"layer {layer} is outside the model's {table.shape[1]} layers")
-        if length <= self.train_length or length < entry.start:
-            return torch.zeros(table.shape[2])
-        return look_up(self.tensors[f"bands.{band}.lengths"].tolist(), table[:, layer], length, entry.interpolation)
+        entry, name = self.bands[band], "both" if self.keyed_by_prompt(band, method) else "thresholds"
+        g = self._row(band, name, layer, length, entry.interpolation)
+        return torch.zeros_like(g) if length <= self.train_length or length < entry.start else g
 
     def scales(self, layer: int, length: float) -> Tensor:
         """Factor on delta of one layer for method "scale": (channels,) float32, 1 where delta is left as it is.
 
         Raises SidecarError if this sidecar has no scales at `length`.
         """
-        band = self.band(length)
-        table = self.tensors.get(f"bands.{band}.scales")
-        if table is None:
-            raise SidecarError(f"this sidecar has no scales at length {length}; calibrate with --method scale")
+        scale = self._row(self.band(length), "scales", layer, length)
+        return torch.ones_like(scale) if length <= self.train_length else scale
+
+    def _row(self, band: int, name: str, layer: int, length: float, interpolation: Interpolation = "log") -> Tensor:
+        table = self._needed(band, name, length)
         if not 0 <= layer < table.shape[1]:
             raise ValueError(f"layer {layer} is outside the model's {table.shape[1]} layers")
-        if length <= self.train_length:
-            return torch.ones(table.shape[2])
-        return look_up(self.tensors[f"bands.{band}.lengths"].tolist(), table[:, layer], length)
+        return look_up(self.tensors[f"bands.{band}.lengths"].tolist(), table[:, layer], length, interpolation)
 
     def keyed_by_prompt(self, band: int, method: str) -> bool:
         """Whether g of a band is looked up at the prompt's length (sequential "both") or at the scan's."""
-        return method == "both" and f"bands.{band}.both" in self.tensors
+        return method == "both" and self.table(band, "both") is not None
 
     def score_weights(self, layer: int, length: float) -> Tensor:
         """Channel weights of decimation's score at a layer: (channels,) float32, 1 = the published norm."""
         band = self.band(length)
-        channels = int(self.metadata["channels"])
-        if f"bands.{band}.layers" in self.tensors:
-            layers = self.tensors[f"bands.{band}.layers"].tolist()
-            if layer in layers:
-                return self.tensors[f"bands.{band}.weights"][layers.index(layer)].clone()
-        return torch.ones(channels)
+        layers = list(self.keep(band))
+        if layer in layers:
+            return self.tensors[f"bands.{band}.weights"][layers.index(layer)].clone()
+        return torch.ones(int(self.metadata["channels"]))
 
     def check_model(self, fingerprint: str, name: str) -> None:
         """Raise SidecarError unless this sidecar was made for the model with that fingerprint."""

@@ -13,22 +13,9 @@ from ..errors import SidecarError
 from .plan import METHODS
 
 _REQUIRED = (
-    "format",
-    "schema",
-    "schema_version",
-    "producer",
-    "producer_version",
-    "base_model",
-    "base_model_revision",
-    "model_fingerprint",
-    "train_length",
-    "recipe",
-    "calibration",
-    "scores",
-    "policy",
-    "n_layer",
-    "channels",
-)
+    "format", "schema", "schema_version", "producer", "producer_version", "base_model", "base_model_revision",
+    "model_fingerprint", "train_length", "recipe", "calibration", "scores", "policy", "n_layer", "channels",
+)  # fmt: skip
 _BAND_KEYS = {"lengths", "method", "theta", "log_theta", "mass", "g_fit", "interpolation", "start", "score"}
 RETIRED = {"tilt"}  # written by earlier versions; what it says is in the tables
 _REMEDY = "fetch the file again, or calibrate again"

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from functools import partialmethod
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -76,8 +77,12 @@ def test_batch_size_in_model_args(harness):
         made.apply_chat_template([{"role": "user", "content": "x"}])
 
 
-def test_what_the_harness_cannot_do_is_one_line(harness, tasks, tmp_path):
+def test_what_the_harness_cannot_do_is_one_line(harness, tasks, tmp_path, monkeypatch):
     from click.testing import CliRunner
+    from lm_eval.tasks import TaskManager
+
+    # The thousands of tasks that ship with it take seconds to list.
+    monkeypatch.setattr(TaskManager, "__init__", partialmethod(TaskManager.__init__, include_defaults=False))
 
     (tmp_path / "utils.py").write_text("import no_such_extra\nf = no_such_extra.f\n")
     (tmp_path / "extra.yaml").write_text(

@@ -17,6 +17,8 @@ from longscan.calibrate.search.search import Search, theta_candidates
 from longscan.calibrate.search.tables import Tables
 from longscan.calibrate.work.journal import Journal
 
+from ..kernels.cases import load_benchmark
+
 L, N_LAYER, D = 64, 4, 10
 LENGTHS = (128, 256, 512, 1024, 4096)
 
@@ -75,7 +77,7 @@ def test_a_layer_that_must_not_be_filtered_is_left_out():
         assert pick.filter.filter.layers == (1, 3)
 
 
-def test_scales_are_found_by_channels_and_by_layer():
+def test_scales_are_found_by_channels_and_by_layer(monkeypatch):
     def by_channels(candidate: Candidate, length: int) -> float:
         pick = candidate.scale
         return 9.0 if pick is None else abs(pick.power - 0.75) + abs(pick.top - 0.2)
@@ -86,9 +88,11 @@ def test_scales_are_found_by_channels_and_by_layer():
 
     def by_layer(candidate: Candidate, length: int) -> float:
         pick = candidate.scale
-        return 9.0 if pick is None else sum(abs(a - b) for a, b in zip(pick.powers, wanted))
+        return 9.0 if pick is None else sum(abs(a - b) for a, b in zip(pick.each, wanted))
 
-    assert search(by_layer, "scale: {by_layer: true}").run({"scale"})[0].scale.scale.powers == wanted
+    bench = load_benchmark("mambaextend")
+    monkeypatch.setattr(Search, "_scale", bench.search_by_layer)
+    assert search(by_layer, "").run({"scale"})[0].scale.scale.each == wanted
 
 
 def test_scales_become_factors():
@@ -96,7 +100,8 @@ def test_scales_become_factors():
     upi = tables.band([128, 256], {}, None, ScalePick(1.0, 0.2), only=True)["scales"]  # (K, n_layer, D)
     assert upi.unique().tolist() == [0.25, 0.5, 1.0]
     assert int((upi[0] == 0.5).sum()) == int((upi[1] == 0.25).sum()) == N_LAYER * D // 5
-    powers = tables.band([256], {}, None, ScalePick(0.0, 1.0, (0.0, 0.5, 1.0, -0.5)), only=True)["scales"][0]
+    each = load_benchmark("mambaextend").by_layer(0.0, 0.5, 1.0, -0.5).scale
+    powers = tables.band([256], {}, None, each, only=True)["scales"][0]
     assert powers[:, 0].tolist() == [1.0, 0.5, 0.25, 2.0] and bool((powers == powers[:, :1]).all())
 
 

@@ -16,6 +16,7 @@ from longscan.kernels import (
 )
 from longscan.kernels.scan import triton as scan_triton
 from longscan.kernels.scan.triton_plan import SCAN_CONFIGS
+from longscan.kernels.shared.arguments import Scan
 
 from ..kernels.cases import double, load_benchmark, scan_inputs, ssd_inputs, without
 
@@ -51,7 +52,7 @@ def test_every_configuration_and_chunk_count(config, chunks, relative_rms):
     a = decided(without(cuda(scan_inputs(2, 1001, 130, 16)), "index"))
     ordered = [a[k] for k in ("x", "delta", "A", "B", "C", "D", "z", "delta_bias")]
     rest = [a.get(k) for k in ("threshold", "scale", "index", "mask", "initial_state")]
-    y, last = scan_triton.selective_scan(*ordered, True, *rest, chunks=chunks, config=config)
+    y, last = scan_triton.selective_scan(Scan(*ordered, True, *rest), chunks=chunks, config=config)
     wanted, wanted_last = selective_scan(**double(a), backend="reference")
     assert relative_rms(y, wanted) < 1e-5 and relative_rms(last, wanted_last) < 1e-5
 
@@ -66,7 +67,7 @@ def test_200_thousand_tokens(relative_rms):
         plain, _ = selective_scan(**a, backend="reference")
     ordered = [t.cuda() for t in (a[k] for k in ("x", "delta", "A", "B", "C", "D", "z", "delta_bias"))]
     for chunks in (1, 64):
-        y, _ = scan_triton.selective_scan(*ordered, True, *[None] * 5, chunks=chunks)
+        y, _ = scan_triton.selective_scan(Scan(*ordered, True, *[None] * 5), chunks=chunks)
         assert relative_rms(y.cpu(), wanted) <= 4 * relative_rms(plain, wanted)
 
 

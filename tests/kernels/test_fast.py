@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from longscan.kernels import causal_conv1d, selective_scan, selective_step, token_scores
 from longscan.kernels.scan import triton as scan_triton
 from longscan.kernels.scan.triton_plan import SCAN_CONFIGS
+from longscan.kernels.shared.arguments import Scan
 
 from .cases import OPTIONS, double, load_benchmark, scan_inputs, without
 
@@ -178,7 +179,7 @@ def test_any_number_of_time_chunks(chunks, dropped, relative_rms):
     a = without(scan_inputs(2, 23, 9, 8), *dropped)
     ordered = [a.get(k) for k in ("x", "delta", "A", "B", "C", "D", "z", "delta_bias")]
     rest = [a.get(k) for k in ("threshold", "scale", "index", "mask", "initial_state")]
-    y, last = scan_triton.selective_scan(*ordered, True, *rest, chunks=chunks)
+    y, last = scan_triton.selective_scan(Scan(*ordered, True, *rest), chunks=chunks)
     wanted, wanted_last = selective_scan(**double(a), backend="reference")
     assert relative_rms(y, wanted) < 1e-5 and relative_rms(last, wanted_last) < 1e-5
 
@@ -188,7 +189,7 @@ def test_every_configuration(config, relative_rms):
     a = without(scan_inputs(1, 6, 66, 16), "index")
     ordered = [a.get(k) for k in ("x", "delta", "A", "B", "C", "D", "z", "delta_bias")]
     rest = [a.get(k) for k in ("threshold", "scale", "index", "mask", "initial_state")]
-    y, last = scan_triton.selective_scan(*ordered, True, *rest, chunks=2, config=config)
+    y, last = scan_triton.selective_scan(Scan(*ordered, True, *rest), chunks=2, config=config)
     wanted, wanted_last = selective_scan(**double(a), backend="reference")
     assert relative_rms(y, wanted) < 1e-5 and relative_rms(last, wanted_last) < 1e-5
 

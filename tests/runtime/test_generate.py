@@ -58,9 +58,9 @@ def test_seeds(demo):
 def test_sampling_limits():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
     g = torch.Generator().manual_seed(0)
-    assert {int(sample(logits, 1.0, 2, 1.0, g)) for _ in range(60)} == {0, 1}
-    assert {int(sample(logits, 1.0, 0, 0.6, g)) for _ in range(60)} == {0, 1}
-    assert int(sample(logits, 0.0, 0, 1.0, None)) == 0
+    assert {int(sample(logits, Sampling(1.0, 2, 1.0), g)) for _ in range(60)} == {0, 1}
+    assert {int(sample(logits, Sampling(1.0, 0, 0.6), g)) for _ in range(60)} == {0, 1}
+    assert draw(logits, Sampling(), [None]) == [0]
 
 
 @pytest.mark.parametrize("options", [{"temperature": -1}, {"top_p": 0}, {"max_new_tokens": -1}])
@@ -75,18 +75,18 @@ def test_impossible_options(demo, options):
 def test_a_tiny_temperature_is_greedy(demo, temperature):
     for scale in (1.0, 1e4, 1e30):
         logits = torch.tensor([[0.5, -2.0, 2.0, 1.9, -torch.inf]]) * scale
-        assert int(sample(logits, temperature, 0, 0.9, torch.Generator().manual_seed(0), 0.1)) == 2
+        assert int(sample(logits, Sampling(temperature, 0, 0.9, 0.1), torch.Generator().manual_seed(0))) == 2
     prompt = "It is a truth universally acknowledged, that "
     assert "".join(demo.generate(prompt, 8, temperature=temperature)) == "".join(demo.generate(prompt, 8))
 
 
 def test_a_tiny_top_p_keeps_the_likeliest():
-    assert int(sample(torch.tensor([[0.0, 1.0]]), 1.0, 0, 1e-50, None)) == 1
+    assert int(sample(torch.tensor([[0.0, 1.0]]), Sampling(1.0, 0, 1e-50), None)) == 1
 
 
 def test_top_k_beyond_the_vocabulary_keeps_all():
     g = torch.Generator().manual_seed(0)
-    assert {int(sample(torch.zeros(1, 3), 1.0, 10, 1.0, g)) for _ in range(60)} == {0, 1, 2}
+    assert {int(sample(torch.zeros(1, 3), Sampling(1.0, 10, 1.0), g)) for _ in range(60)} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
@@ -126,8 +126,8 @@ def test_a_batch_is_drawn_with_one_wait(temperature, monkeypatch):
 def test_min_p_and_repetition_penalty():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
     g = torch.Generator().manual_seed(0)
-    assert {int(sample(logits, 1.0, 0, 1.0, g, min_p=0.25)) for _ in range(80)} == {0, 1, 2}
-    assert {int(sample(logits, 1.0, 0, 1.0, g, min_p=1.0)) for _ in range(20)} == {0}
+    assert {int(sample(logits, Sampling(1.0, min_p=0.25), g)) for _ in range(80)} == {0, 1, 2}
+    assert {int(sample(logits, Sampling(1.0, min_p=1.0), g)) for _ in range(20)} == {0}
     seen = torch.tensor([[True, False, True, False]])
     assert penalise(torch.tensor([[2.0, 2.0, -2.0, -2.0]]), seen, 4.0).tolist() == [[0.5, 2.0, -8.0, -2.0]]
 

@@ -28,9 +28,9 @@ def test_a_step_waits_for_nothing(folder, sidecar, asked, monkeypatch, filtered,
     state = lm.prefill([ids[0], ids[1, :20]] if unequal else ids, method="filter" if filtered else "none").state
     launched = []
 
-    def step(state, x, *rest):
-        launched.append(rest[-2])
-        return torch.zeros_like(x)
+    def step(state, given):
+        launched.append(given.threshold)
+        return torch.zeros_like(given.x)
 
     monkeypatch.setattr(scan_triton, "selective_step", step)
     lm.step(ids[:, 0], state)  # looks thresholds up, once a cell
