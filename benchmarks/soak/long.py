@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.record import keep
+from shared import EVALUATION as TEXT
+from shared import keep
 from longscan.runtime import LM, load
 
-TEXT = Path(__file__).parents[2] / "calibrate" / "demo" / "evaluation.txt"
 
 
 def resident() -> int:

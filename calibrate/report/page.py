@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...runtime.errors import os_reason
 from ...runtime.sidecar.sidecar import Sidecar
-from ..errors import UserError, first_line
+from ..documents import Run, read_document
+from ..errors import UserError
 from ..summary import Facts, calibrated_lengths, command, headline, label, layer_values, score_tables
 from .inspect import layer_rows
 from .plots import Picture, tokens
@@ -85,14 +85,7 @@ def render(
 
 def read_run(path: Path, sidecar: bytes) -> dict[str, Any]:
     """A document of `calibrate run --json`. Raises UserError if it is none, or of another sidecar than these bytes."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path.name} of --run: {os_reason(error)}") from error
-    except ValueError as error:
-        raise UserError(f"{path.name} is not JSON ({first_line(error, 80)}); give what run --json printed") from error
-    if not isinstance(document, dict) or not {"sha256", "cost", "seconds", "tokens"} <= set(document):
-        raise UserError(f"{path.name} describes no calibration; give what `calibrate run --json` printed")
+    document = read_document(path, Run, "--run", "run")
     if document["sha256"] != hashlib.sha256(sidecar).hexdigest():
         raise UserError(f"{path.name} belongs to another sidecar (another sha256); give this one's, or leave it out")
     return document

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.checkpoint.source import BUNDLED, SIDECAR_FILE, is_hub_id
+from ...runtime.files import parse_json
 from ...runtime.sidecar.sidecar import Sidecar, find_file
 from ..errors import UserError
 from ..report.figures import pictures
@@ -143,7 +144,7 @@ def _refuse_foreign(old: bytes, new: bytes, repo: str) -> None:
     """Raise UserError where the repository holds anything but a sidecar of the same model."""
     ours = json.loads(new)
     try:
-        there = json.loads(old)
+        there = parse_json(old)
     except ValueError:
         there = {}
     if not isinstance(there, dict) or there.get("schema") != ours["schema"]:

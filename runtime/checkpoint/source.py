@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..files import parse_json
 from .weight_files import BIN, INDEX, SAFE, main_file, weight_map
 
 HERE = Path(__file__).parents[1]
@@ -33,7 +33,7 @@ class Source:
         if config is None:
             return self.find(SIDECAR_FILE) is not None or any(self.folder.glob("*.longscan.safetensors"))
         try:
-            data = json.loads(config.read_text(encoding="utf-8"))
+            data = parse_json(config.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False  # reading the model says what is wrong
         return isinstance(data, dict) and data.get("schema") == "longscan.sidecar"

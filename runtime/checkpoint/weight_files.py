@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ..errors import CheckpointError, os_reason
+from ..files import parse_json
 
 SAFE, BIN, INDEX = "model.safetensors", "pytorch_model.bin", ".index.json"
 _NO_MODEL = {"adapter_model": "an adapter, to be merged into its model", "longscan.safetensors": "a sidecar"}
@@ -20,7 +20,7 @@ def main_file(folder: Path, *names: str) -> Path | None:
 def weight_map(index: Path) -> dict[str, str]:
     """A shard index as tensor -> file. Raises CheckpointError unless it is one, with all files beside it."""
     try:
-        found = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        found = dict(parse_json(index.read_text(encoding="utf-8"))["weight_map"])
     except OSError as error:
         raise CheckpointError(f"cannot read {index.name}: {os_reason(error)}") from error
     except (ValueError, KeyError, TypeError) as error:
