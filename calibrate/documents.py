@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from ..runtime.errors import os_reason
 from ..runtime.files import parse_json
 from .errors import UserError, first_line
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
-Number = float | None  # NaN where a model gave none
+
+
+def _drawable(value: float) -> float:
+    if 1e15 < abs(value) < math.inf:
+        raise ValueError("too large")
+    return value
+
+
+Number = Annotated[float, AfterValidator(_drawable)] | None  # NaN or infinite where a model gave none
 
 
 class Document(BaseModel):
@@ -26,7 +35,7 @@ class Row(Document):
     method: str
     value: Number
     windows: Annotated[int, Field(ge=1, lt=2**53)]
-    seconds: float
+    seconds: Number
     tokens: Count
     stderr: Number = None
     depths: dict[Annotated[str, StringConstraints(pattern=r"^\d(\.\d{1,9})?$")], Number] | None = None
@@ -45,8 +54,8 @@ class Run(Document):
     """What `calibrate run --json` prints, as far as the report shows it."""
 
     sha256: str
-    cost: float
-    seconds: float
+    cost: Number
+    seconds: Number
     tokens: Count
 
 
@@ -63,7 +72,7 @@ class Calibration(Document):
 
 
 class Recall(Document):
-    share: float = 0.0
+    share: Number = 0.0
 
 
 class Recipe(Document):
@@ -79,7 +88,7 @@ class Said(Document):
 
 
 def read_document(path: Path, kind: type[Document], option: str, made_by: str) -> dict[str, Any]:
-    """A JSON file as it stands, of which `kind` holds. Raises UserError saying what does not."""
+    """A JSON file of which `kind` holds. Raises UserError saying what does not."""
     remedy = f"give what `calibrate {made_by} --json` printed"
     try:
         document = parse_json(path.read_text(encoding="utf-8"))
@@ -87,15 +96,13 @@ def read_document(path: Path, kind: type[Document], option: str, made_by: str) -
         raise UserError(f"cannot read {path.name} of {option}: {os_reason(error)}") from error
     except ValueError as error:
         raise UserError(f"{path.name} is not JSON ({first_line(error, 80)}); {remedy}") from error
-    check(document, kind, path.name, remedy)
-    found: dict[str, Any] = document
-    return found
+    return check(document, kind, path.name, remedy)
 
 
-def check(document: Any, kind: type[Document], where: str, remedy: str) -> None:
-    """Raise UserError naming the first value of which `kind` does not hold."""
+def check(document: Any, kind: type[Document], where: str, remedy: str) -> dict[str, Any]:
+    """The same with what it may leave out. Raises UserError naming the first value of which `kind` does not hold."""
     try:
-        kind.model_validate(document)
+        return kind.model_validate(document).model_dump()
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"])) or "the document"

@@ -109,7 +109,7 @@ def digest_of(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         found.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.view(torch.uint8).numpy().tobytes())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 

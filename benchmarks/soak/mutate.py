@@ -48,7 +48,7 @@ def document(value: Any, draw: Random) -> Any:
         holder = value
         for key in path[:-1]:
             holder = holder[key]
-        key, other = path[-1], draw.choice(VALUES)
+        key, other = path[-1], copy.deepcopy(draw.choice(VALUES))
         kind = draw.randrange(8)
         if kind == 0:
             del holder[key]

@@ -13,6 +13,7 @@ from .config_keys import check_keys, is_state_spaces, refuse_quantised
 
 PILE_TRAIN_LENGTH = 2048  # the published state-spaces models; their config.json does not say
 _PILE_VOCAB = (50277, 50280, 50288)
+_MOST = 3e38  # what a float32 can hold
 _HYBRIDS = ("zamba2", "bamba", "granitemoehybrid", "jamba", "falcon_h1", "nemotron_h")  # read through transformers
 
 
@@ -203,8 +204,8 @@ def _limit(given: Any) -> tuple[float, float]:
         return 0.0, math.inf
     try:
         low, high = (float(v["__float__"]) if isinstance(v, dict) else v for v in given)
-        if 0 <= low <= high:
-            return float(low), float(high)
+        if 0 <= low <= min(high, _MOST):
+            return float(low), float(high) if high <= _MOST else math.inf
     except (TypeError, ValueError, KeyError, OverflowError):
         pass
     raise CheckpointError(f"config.json limits delta to {given!r}; expected two numbers, the lower one at least 0")

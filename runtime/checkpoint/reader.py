@@ -39,14 +39,14 @@ def read_tensors(
                 )
             holders[name] = path.name
             tensor = given.detach()  # a Parameter would ask for gradients ever after
-            if tensor.device.type == "cpu" and tensor.untyped_storage().nbytes() < tensor.numel() * tensor.itemsize:
-                raise CheckpointError(f"{path.name}: {name} repeats its values (a view); save it whole, by clone()")
             if tensor.dtype not in _FLOATS or tensor.layout != torch.strided:
                 kind = str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.")
                 raise CheckpointError(
                     f"{path.name}: {name} holds {kind}, expected float32, float16 or bfloat16; "
                     "give the unquantised model"
                 )
+            if tensor.is_meta or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.itemsize:
+                raise CheckpointError(f"{path.name}: {name} is stored without all its values; save it by clone()")
             tensors[name] = convert(name, tensor)
             if not torch.isfinite(tensors[name]).all():
                 if torch.isfinite(tensor).all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..errors import CheckpointError, os_reason
@@ -53,7 +54,7 @@ def weight_files(folder: Path, name: str) -> tuple[list[Path], dict[str, str] | 
         return [first], None
     index = weight_map(first)
     paths = [folder / shard for shard in sorted(set(index.values()))]
-    missing = [path.name for path in paths if not path.is_file()]
+    missing = [path.name for path in paths if not os.path.isfile(path)]  # False for a name that no file can have, too
     if missing:
         raise CheckpointError(f"{first.name}: shard missing: {', '.join(missing)}; download the model again")
     return paths, index

@@ -102,6 +102,7 @@ def test_an_empty_recipe_is_the_defaults() -> None:
         ("seed: 1\nseed: 2", ["seed is given twice"]),
         ("- a", ["['a']", "a mapping"]),
         ("a: [", ["not YAML", "line 1"]),
+        ("samples: !!bool x", ["not YAML"]),
         ("!!python/object:os.system {}", ["not YAML"]),
     ],
 )
