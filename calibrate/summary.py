@@ -10,10 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..runtime.sidecar.sidecar import Sidecar
+from .documents import Said, check
 
 # In the order they are shown; methods a later version adds come after.
 ORDER = ("none", "scale", "filter", "decimate", "both", "auto")
 LABELS = {"none": "plain", "auto": "auto (chosen)"}
+
+
+def perplexity(loss: float) -> float:
+    """Of nats a token; never so large that it is no float."""
+    return math.exp(min(loss, 700.0))
 
 
 def label(method: str) -> str:
@@ -28,7 +34,7 @@ def ordered(methods: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Facts:
-    """The JSON parts of the metadata, parsed."""
+    """The JSON parts of the metadata, parsed. `of` raises UserError where they are not what a calibration writes."""
 
     calibration: Mapping[str, Any]
     recipe: Mapping[str, Any]
@@ -37,6 +43,7 @@ class Facts:
     @staticmethod
     def of(side: Sidecar) -> Facts:
         parts = {name: json.loads(side.metadata[name]) for name in ("calibration", "recipe", "scores")}
+        check(parts, Said, "the sidecar", "fetch the file again, or calibrate again")
         return Facts(**parts)
 
 
@@ -103,7 +110,7 @@ def headline(side: Sidecar) -> str | None:
     gains = []
     plain, best = rows["none"], rows[chosen]
     if plain.get("loss") is not None:
-        gains.append(f"perplexity {math.exp(plain['loss']):.2f} becomes {math.exp(best['loss']):.2f}")
+        gains.append(f"perplexity {perplexity(plain['loss']):.2f} becomes {perplexity(best['loss']):.2f}")
     if plain.get("passkeys") is not None:
         gains.append(f"passkeys answered {plain['passkeys']:.0%} become {best['passkeys']:.0%}{haystacks(side)}")
     return f"{where} auto does {chosen}: {' and '.join(gains)}."
@@ -128,7 +135,7 @@ def score_tables(side: Sidecar) -> list[tuple[str, list[str], list[list[str]]]]:
             line = [f"{length:,} ({length / side.train_length:g}x)"]
             for method in methods:
                 value = cells.get((length, method))
-                text = "" if value is None else f"{math.exp(value):.3f}" if key == "loss" else f"{value:.0%}"
+                text = "" if value is None else f"{perplexity(value):.3f}" if key == "loss" else f"{value:.0%}"
                 line.append(text + (" *" if method == chosen and text else ""))
             rows.append(line)
         tables.append((title, ["tokens read", *map(label, methods)], rows))

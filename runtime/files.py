@@ -1,14 +1,47 @@
-"""Files appear whole or not at all: written under a temporary name in the same folder, then renamed."""
+"""Files appear whole or not at all: written under a temporary name, then renamed. What they hold is read strictly."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
+
+_DEEPEST = 100  # levels of JSON: what is made of it calls itself once or more a level
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON in which no object holds a key twice, of which json.loads would silently keep the last.
+
+    Raises ValueError saying what is wrong with it, which may be that it nests too deeply.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+        return found
+
+    def check(value: Any, levels: int) -> None:
+        if levels > _DEEPEST:
+            raise ValueError(f"nested more than {_DEEPEST} levels deep")
+        for inside in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            check(inside, levels + 1)
+
+    try:
+        found = json.loads(text, object_pairs_hook=once)
+    except RecursionError:
+        raise ValueError(f"nested more than {_DEEPEST} levels deep") from None
+    check(found, 0)
+    return found
 
 
 @contextmanager
@@ -46,10 +79,43 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         temporary.write_bytes(data)
 
 
+_SEAL = "contents_sha256"
+
+
+def save_sealed(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """The same with the digest of its contents among the metadata, for `read_sealed`. Raises OSError."""
+    save_tensors(path, tensors, {**metadata, _SEAL: digest_of(metadata, tensors)})
+
+
+def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata that `save_sealed` wrote. Raises OSError, and ValueError unless they are what was saved."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable file of saved tensors ({error}); make it again") from error
+    if metadata.pop(_SEAL, None) != digest_of(metadata, tensors):
+        raise ValueError(f"{path} is not what was saved: damaged, or another file; make it again")
+    return tensors, metadata
+
+
+def digest_of(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over canonical metadata and tensors, 64 hex digits. Equal for equal contents."""
+    found = hashlib.sha256(
+        json.dumps(dict(metadata), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    )
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        found.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
 def _sort_metadata(data: bytes) -> bytes:
     """The library writes metadata in a hash map's order, which differs from run to run; sort the header's keys."""
-    import json
-
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}

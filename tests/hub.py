@@ -15,6 +15,7 @@ import hashlib
 import json
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -59,10 +60,12 @@ class Repo:
 
 @dataclass
 class Fault:
-    """Requests whose "METHOD /path" contains `where` get `what`: an HTTP status, "drop", "drop after" or "slow"."""
+    """Requests whose "METHOD /path" contains `where` get `what`: an HTTP status (429 with Retry-After), "drop", "drop
+    after", "slow", "cut" (the connection ends within the body), "short" (half a body that calls itself whole), "etag"
+    (another one than the file's), or something to be called first."""
 
     where: str
-    what: int | str
+    what: int | str | Callable[[], object]
     times: int
     seconds: float = 0.0
 
@@ -104,7 +107,7 @@ class Hub:
                    "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1"}  # fmt: skip
         return changes | ({"HF_TOKEN": token} if token else {})
 
-    def inject(self, where: str, what: int | str, times: int = 1, seconds: float = 0.0) -> None:
+    def inject(self, where: str, what: int | str | Callable[[], object], times: int = 1, seconds: float = 0.0) -> None:
         self.faults.append(Fault(where, what, times, seconds))
 
     def put(self, name: str, files: dict[str, bytes], *, kind: str = "models", private: bool = False) -> Commit:
@@ -146,20 +149,25 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and fault.what == "drop":
             return self._hang_up()
         if fault and isinstance(fault.what, int):
-            return self._answer(fault.what, {"error": "injected"}, **{"X-Error-Message": "injected"})
+            later = {"Retry-After": str(int(fault.seconds))} if fault.what == 429 else {}
+            return self._answer(fault.what, {"error": "injected"}, **{"X-Error-Message": "injected", **later})
         if fault and fault.what == "slow":
             time.sleep(fault.seconds)
+        if fault and callable(fault.what):
+            fault.what()
         with self.hub.lock:
             status, payload, headers = self._route(unquote(url.path), parse_qs(url.query), body)
         if fault and fault.what == "drop after":
             return self._hang_up()
-        self._answer(status, payload, **headers)
+        if fault and fault.what == "etag":
+            headers |= {name: f'"{"0" * 40}"' for name in ("ETag", "X-Linked-Etag") if name in headers}
+        self._answer(status, payload, fault.what if fault and fault.what in ("cut", "short") else "", **headers)
 
     def _hang_up(self) -> None:
         self.close_connection = True
         self.connection.close()
 
-    def _answer(self, status: int, payload: object, **headers: str) -> None:
+    def _answer(self, status: int, payload: object, spoilt: object = "", **headers: str) -> None:
         data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
         if status == 206 or (status == 200 and self.headers.get("Range") and self.command == "GET"):
             first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
@@ -168,10 +176,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
+        half = data[: len(data) // 2]
+        self.send_header("Content-Length", str(len(half if spoilt == "short" and self.command != "HEAD" else data)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(data)
+            self.wfile.write(half if spoilt else data)
+        if spoilt == "cut":
+            self._hang_up()
 
     def _user(self) -> str | None:
         return self.hub.tokens.get((self.headers.get("Authorization") or "").removeprefix("Bearer "))

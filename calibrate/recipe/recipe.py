@@ -309,7 +309,9 @@ def _yaml(content: str, where: str) -> object:
 
     try:
         return yaml.load(content, Loader)  # a SafeLoader
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # besides YAMLError whatever its constructors run into: `!!bool x` a KeyError
         raise UserError(f"{where} is not YAML ({first_line(error, 120)}); correct that line") from error
 
 

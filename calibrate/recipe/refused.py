@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,10 @@ from pydantic import ValidationError
 
 Node = Mapping[str, Any]  # of a JSON Schema
 EXPECTED = "x-expected"  # says what to give where the schema's own keywords would say it badly
+
+
+_SHORT = reprlib.Repr()  # a few aliases of YAML are a value too long for any memory to write out
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring, _SHORT.maxother = 3, 20, 20, 80, 80
 
 
 class Unordered(ValueError):
@@ -40,7 +45,7 @@ def refusal(error: ValidationError, values: object, schema: Node) -> str:
         return f"unknown key {key}; did you mean {near[0]!r}? (known here: {', '.join(known)})"
     cause = found.get("ctx", {}).get("error")
     expected = str(cause) if isinstance(cause, Unordered) else ", or ".join(map(_words, nodes))
-    shown = " ".join(repr(values).split())
+    shown = " ".join(_SHORT.repr(values).split())
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return f"{key + ' is' if key else 'the file holds'} {shown}; give {expected}"
 

@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...runtime.errors import os_reason
-from ..errors import UserError, first_line
+from ..documents import Evaluation, read_document
 from ..summary import label, ordered
 from .plots import Picture, against_length, axes, colour, heat, tokens
-
-
-def read_printed(path: Path, option: str, command: str) -> dict[str, Any]:
-    """The JSON object that `calibrate COMMAND --json` printed, given as `option`; {} where it is no object.
-
-    Raises UserError if it cannot be read.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path.name} of {option}: {os_reason(error)}") from error
-    except ValueError as error:
-        raise UserError(
-            f"{path.name} is not JSON ({first_line(error, 80)}); give what {command} --json printed"
-        ) from error
-    return document if isinstance(document, dict) else {}
 
 TITLES = {"passkey": "passkeys"}
 
 
 def read_eval(path: Path) -> dict[str, Any]:
     """A document of `calibrate eval --json`. Raises UserError if it is none."""
-    document = read_printed(path, "--eval", "eval")
-    rows = document.get("rows")
-    wanted = {"length", "method", "value", "windows", "seconds", "tokens"}
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and wanted <= set(row) for row in rows):
-        raise UserError(f"{path.name} holds no rows of an evaluation; give what `calibrate eval --json` printed")
-    return document
+    return read_document(path, Evaluation, "--eval", "eval")
 
 
 def pictures(documents: Sequence[dict[str, Any]], train_length: int, *, times: bool = True) -> list[Picture]:
@@ -94,7 +71,9 @@ def _recall(document: dict[str, Any], train_length: int, number: str) -> Picture
         for panel, method in zip(panels, methods):
             mine = [cells.get((method, n)) for n in lengths]
             if depths:
-                grid = [[None if row is None else row["depths"].get(depth) for row in mine] for depth in depths]
+                grid = [
+                    [None if row is None else (row.get("depths") or {}).get(depth) for row in mine] for depth in depths
+                ]
                 heat(panel, grid, [f"{float(depth):.0%}" for depth in depths], [tokens(n) for n in lengths])
                 panel.set_ylabel("depth")
             else:

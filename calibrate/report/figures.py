@@ -10,6 +10,7 @@ import torch
 
 from ...runtime.sidecar.sidecar import Sidecar
 from ..summary import Facts, calibrated_lengths, filtered_channels, haystacks, kept_mass, label, layer_values, ordered
+from ..summary import perplexity as exp
 from .plots import COLOURS, PALETTE, Picture, against_length, axes, colour, heat, tokens
 
 SCHEMATIC = 65536  # the papers draw the sequence's length by layer at 64k
@@ -49,11 +50,11 @@ def perplexity(side: Sidecar) -> Picture | None:
     with axes() as (figure, [panel]):
         for index, (method, by_length) in enumerate(found.items()):
             x = sorted(by_length)
-            y = [math.exp(by_length[n]) for n in x]
+            y = [exp(by_length[n]) for n in x]
             panel.plot(x, y, "o-", ms=4, color=colour(method, index), label=label(method))
         chosen = [(n, found[m][n]) for n in lengths if n in found.get(m := side.plan(n).method, {})]
         panel.plot(
-            [n for n, _ in chosen], [math.exp(v) for _, v in chosen], "o", ms=10, mfc="none", mec=COLOURS["auto"],
+            [n for n, _ in chosen], [exp(v) for _, v in chosen], "o", ms=10, mfc="none", mec=COLOURS["auto"],
             label="auto takes this",
         )  # fmt: skip
         against_length(panel, lengths, None, "perplexity per token", log=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +9,12 @@ import torch
 
 from ...runtime.sidecar.sidecar import Sidecar
 from ..errors import UserError
-from ..summary import calibrated_lengths, filtered_channels, headline, kept_mass, layer_values
+from ..summary import Facts, calibrated_lengths, filtered_channels, headline, kept_mass, layer_values
 
 
 def describe(side: Sidecar) -> dict[str, Any]:
     """Everything but the tables themselves."""
-    meta = side.metadata
+    meta, facts = side.metadata, Facts.of(side)
     bands = []
     for b, band in enumerate(side.bands):
         entry: dict[str, Any] = {**band.to_json()}
@@ -37,9 +36,9 @@ def describe(side: Sidecar) -> dict[str, Any]:
         "channels": int(meta["channels"]),
         "bands": bands,
         "by_layer": [{"length": n, "layers": layer_rows(side, n)} for n in calibrated_lengths(side)],
-        "scores": json.loads(meta["scores"]),
-        "calibration": json.loads(meta["calibration"]),
-        "recipe": json.loads(meta["recipe"]),
+        "scores": facts.scores,
+        "calibration": facts.calibration,
+        "recipe": facts.recipe,
     }
 
 

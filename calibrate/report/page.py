@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.sidecar.sidecar import Sidecar
+from ..documents import Run, read_document
 from ..errors import UserError
 from ..summary import Facts, calibrated_lengths, command, headline, label, layer_values, score_tables
-from .eval_figures import read_printed
 from .inspect import layer_rows
 from .plots import Picture, tokens
 
@@ -85,9 +85,7 @@ def render(
 
 def read_run(path: Path, sidecar: bytes) -> dict[str, Any]:
     """A document of `calibrate run --json`. Raises UserError if it is none, or of another sidecar than these bytes."""
-    document = read_printed(path, "--run", "run")
-    if not {"sha256", "cost", "seconds", "tokens"} <= set(document):
-        raise UserError(f"{path.name} describes no calibration; give what `calibrate run --json` printed")
+    document = read_document(path, Run, "--run", "run")
     if document["sha256"] != hashlib.sha256(sidecar).hexdigest():
         raise UserError(f"{path.name} belongs to another sidecar (another sha256); give this one's, or leave it out")
     return document

@@ -131,7 +131,7 @@ def _split(card: str) -> tuple[dict[str, Any], str]:
         return {}, card
     try:
         values = yaml.safe_load(head) or {}
-    except yaml.YAMLError as error:
+    except Exception as error:  # besides YAMLError whatever its constructors run into
         raise UserError(f"the head of the card on the Hub is no YAML ({first_line(error, 80)}); correct it") from error
     if not isinstance(values, dict):
         raise UserError("the head of the card on the Hub is no mapping; correct it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -47,6 +48,8 @@ def lost(error: BaseException | None) -> bool:
     while error is not None:
         modules = {kind.__module__.split(".")[0] for kind in type(error).__mro__}
         if modules & {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}:
+            return True
+        if isinstance(error, json.JSONDecodeError):  # an answer that was cut short
             return True
         if isinstance(error, ConnectionError | TimeoutError):
             return type(error).__name__ != "OfflineModeIsEnabled"

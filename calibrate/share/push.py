@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...runtime.checkpoint.source import BUNDLED, SIDECAR_FILE, is_hub_id
+from ...runtime.files import parse_json
 from ...runtime.sidecar.sidecar import Sidecar, find_file
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..report.figures import pictures
 from ..report.inspect import describe
 from .card import merge, model_card
@@ -98,16 +99,24 @@ def _publish(files: Mapping[str, bytes], repo_id: str, private: bool, revision: 
     additions = {name: CommitOperationAdd(name, data) for name, data in files.items() if name != CARD}
     wanted = hashlib.sha256(files[SIDECAR_FILE]).hexdigest()
     message = f"Sidecar {wanted[:12]} by calibrate push"
-    tried: set[str] = set()
+    tried: set[str] = set()  # heads on which a commit was asked for
+
+    def landed() -> Pushed | None:
+        """The commit of a try whose answer was lost; others may have committed since."""
+        for one in api.list_repo_commits(repo, revision=branch) if tried else ():
+            if one.commit_id in tried:
+                return None
+            if one.title == message:
+                return Pushed(repo, _url(api, repo, branch), one.commit_id)
+        return None
 
     def commit() -> Pushed:
         """One try. Its parent is named, so that a commit whose answer got lost cannot be made twice."""
+        if (found := landed()) is not None:
+            return found
         info = api.model_info(repo, revision=branch, files_metadata=False)
         head = str(info.sha)
         names = {entry.rfilename for entry in info.siblings or []}
-        if tried and head not in tried and _landed(api, repo, branch, message):
-            return Pushed(repo, _url(api, repo, branch, head), head)
-        tried.add(head)
         if private and not info.private:
             raise UserError(f"{repo} exists and is public; make it private in its settings, or choose another name")
         if CONFIG in names:
@@ -116,8 +125,9 @@ def _publish(files: Mapping[str, bytes], repo_id: str, private: bool, revision: 
         card = CommitOperationAdd(CARD, merge(old, files[CARD].decode()).encode())
         api.preupload_lfs_files(repo, additions.values(), revision=branch)
         operations = [*additions.values(), card]
+        tried.add(head)
         made = api.create_commit(repo, operations, commit_message=message, revision=branch, parent_commit=head)
-        return Pushed(repo, _url(api, repo, branch, made.oid), made.oid)
+        return Pushed(repo, _url(api, repo, branch), made.oid)
 
     def twice() -> Pushed:
         try:
@@ -127,12 +137,19 @@ def _publish(files: Mapping[str, bytes], repo_id: str, private: bool, revision: 
                 raise
             return commit()  # someone committed in between: read the card again
 
-    return retried(twice, "pushing")
-
-
-def _landed(api: HfApi, repo: str, branch: str, message: str) -> bool:
-    """Whether the head is the commit of a try whose answer was lost."""
-    return api.list_repo_commits(repo, revision=branch)[0].title == message
+    try:
+        return retried(twice, "pushing")
+    except Exception as error:
+        try:
+            found = landed()
+        except Exception as again:
+            raise UserError(
+                f"the Hub broke off while it took the commit to {repo} ({first_line(again, 120)}), which may be made "
+                "or not; run the same command again"
+            ) from error
+        if found is None:
+            raise
+        return found
 
 
 def _read(api: HfApi, repo: str, name: str, revision: str) -> bytes:
@@ -143,7 +160,7 @@ def _refuse_foreign(old: bytes, new: bytes, repo: str) -> None:
     """Raise UserError where the repository holds anything but a sidecar of the same model."""
     ours = json.loads(new)
     try:
-        there = json.loads(old)
+        there = parse_json(old)
     except ValueError:
         there = {}
     if not isinstance(there, dict) or there.get("schema") != ours["schema"]:
@@ -154,5 +171,5 @@ def _refuse_foreign(old: bytes, new: bytes, repo: str) -> None:
         )
 
 
-def _url(api: HfApi, repo: str, branch: str, commit: str) -> str:
+def _url(api: HfApi, repo: str, branch: str) -> str:
     return f"{api.endpoint}/{repo}" + ("" if branch == "main" else f"/tree/{branch}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import gzip
-import json
 import os
 import shutil
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from ...runtime.errors import os_reason
+from ...runtime.files import parse_json
 from ..errors import UserError, first_line
 from .columns import NULL, Row, choose_column, note_columns, pick_column, texts_in
 
@@ -136,8 +136,8 @@ def _rows(handle: IO[bytes], where: str) -> Iterator[Row]:
             continue
         at = f"{where} line {number}"
         try:
-            row = json.loads(_decode(line, at))
-        except (ValueError, RecursionError) as error:
+            row = parse_json(_decode(line, at))
+        except ValueError as error:
             raise UserError(f"{at} is not JSON ({first_line(error, 80)}); write one JSON object a line") from error
         if not isinstance(row, dict):
             raise UserError(f'{at} is not a JSON object; write one object a line, such as {{"text": "..."}}')

@@ -2,7 +2,8 @@
 
 One SQLite file holds the scores of every run that used the folder, each under its run's identity. Whoever has it open
 holds its lock, which ends with the process, however that ends; a second run is refused. Floats read back to the same
-bits. One process keeps the journal; the others are told what it knew.
+bits: a score or a tensor that was damaged since is paid for again. One process keeps the journal; the others are told
+what it knew.
 """
 
 from __future__ import annotations
@@ -14,12 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ...runtime.errors import os_reason
-from ...runtime.files import save_tensors
+from ...runtime.files import read_sealed, save_sealed
 from ..errors import UserError
 from .processes import ALONE, Processes
 
@@ -58,7 +57,7 @@ class Journal:
                 db.execute("DELETE FROM scores WHERE run = ?", [self._run])
                 self._drop_tensors()
             rows = db.execute("SELECT key, value FROM scores WHERE run = ? ORDER BY rowid", [self._run])
-            self._known = {key: json.loads(value) for key, value in rows}
+            self._known = {key: json.loads(value[_SEAL:]) for key, value in rows if _whole(key, value)}
             others = db.execute("SELECT 1 FROM scores WHERE run != ?", [self._run]).fetchone()
             db.execute("COMMIT")
             for old in folder.glob(".*.part.safetensors.*.tmp"):  # half-written, by a run that is no more
@@ -96,7 +95,8 @@ class Journal:
         self._known[key] = value
         if self._db:
             try:
-                self._db.execute("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", [self._run, key, json.dumps(value)])
+                row = [self._run, key, _sealed(key, json.dumps(value))]
+                self._db.execute("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", row)
             except sqlite3.Error as error:
                 remedy = "free some space" if "full" in str(error) else "check the work folder"
                 raise UserError(f"cannot write to {NAME} ({error}); {remedy} and run the same again") from error
@@ -106,8 +106,8 @@ class Journal:
         found = None
         if self._folder and self._file(self._folder, key).exists():
             try:
-                found = load_file(self._file(self._folder, key))
-            except (SafetensorError, OSError):  # damaged: pay again
+                found, _ = read_sealed(self._file(self._folder, key))
+            except (ValueError, OSError):  # damaged: pay again
                 found = None
         if not self._world.agree(found is not None):
             return None
@@ -116,7 +116,7 @@ class Journal:
 
     def put_tensors(self, key: str, values: Mapping[str, Tensor]) -> None:
         if self._folder:
-            save_tensors(self._file(self._folder, key), values, {"run": self._run})
+            save_sealed(self._file(self._folder, key), values, {"run": self._run})
 
     def finish(self) -> None:
         """The calibration is made: drop this run's tensors, which may be large, and keep the scores."""
@@ -129,3 +129,15 @@ class Journal:
 
     def _file(self, folder: Path, key: str) -> Path:
         return folder / f"{self._run[:16]}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.part.safetensors"
+
+
+_SEAL = 16  # hex digits in front of a score
+
+
+def _sealed(key: str, text: str) -> str:
+    return hashlib.sha256(f"{key} {text}".encode()).hexdigest()[:_SEAL] + text
+
+
+def _whole(key: object, value: object) -> bool:
+    """Whether a row is one that was put here."""
+    return isinstance(key, str) and isinstance(value, str) and value == _sealed(key, value[_SEAL:])

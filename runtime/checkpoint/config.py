@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, os_reason
+from ..files import parse_json
 from .config_keys import check_keys, is_state_spaces, refuse_quantised
 from .source import peek
 
 PILE_TRAIN_LENGTH = 2048  # the published state-spaces models; their config.json does not say
 _PILE_VOCAB = (50277, 50280, 50288)
+_MOST = 3e38  # what a float32 can hold
 _HYBRIDS = ("zamba2", "bamba", "granitemoehybrid", "jamba", "falcon_h1", "nemotron_h")  # read through transformers
 
 
@@ -78,7 +79,7 @@ def eos_ids_of(folder: Path, configured: Any) -> tuple[int, ...]:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"cannot read {path.name}: {os_reason(error)}") from error
     except ValueError as error:
@@ -101,7 +102,7 @@ def is_hybrid(path: Path) -> bool:
 
 
 def _get(data: dict[str, Any], key: str, kind: type) -> Any:
-    if not isinstance(data.get(key), kind):
+    if not isinstance(data.get(key), kind) or isinstance(data[key], bool):
         raise CheckpointError(
             f"config.json has no usable {key!r} (found {data.get(key)!r}, expected {kind.__name__}); "
             "give a Mamba checkpoint in the state-spaces or the transformers layout"
@@ -191,16 +192,18 @@ def delta_limit(data: dict[str, Any]) -> tuple[float, float]:
     if isinstance(layer := data.get("ssm_cfg"), dict) and is_state_spaces(data):
         return _limit(layer.get("dt_limit"))
     if data.get("model_type") == "zamba2":  # transformers' limit of it, by another key
-        return float(data.get("time_step_min", 0.001)), math.inf
+        return _limit([data.get("time_step_min", 0.001), math.inf])
     return _limit(data.get("mamba_dt_limit", data.get("time_step_limit")))
 
 
 def _limit(given: Any) -> tuple[float, float]:
-    """Two numbers; transformers writes an infinite one as {"__float__": "Infinity"}."""
+    """Two numbers, 0 <= low <= high; transformers writes an infinite one as {"__float__": "Infinity"}."""
     if given is None:
         return 0.0, math.inf
     try:
-        low, high = (float(v["__float__"] if isinstance(v, dict) else v) for v in given)
-    except (TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"config.json limits delta to {given!r}; expected two numbers") from error
-    return low, high
+        low, high = (float(v["__float__"]) if isinstance(v, dict) else v for v in given)
+        if 0 <= low <= min(high, _MOST):
+            return float(low), float(high) if high <= _MOST else math.inf
+    except (TypeError, ValueError, KeyError, OverflowError):
+        pass
+    raise CheckpointError(f"config.json limits delta to {given!r}; expected two numbers, the lower one at least 0")

@@ -6,7 +6,6 @@ transformers config holds what its class knows and, unread, anything else: there
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -32,7 +31,8 @@ _BOOLEANS = (
     "rms_norm", "residual_in_fp32", "tie_embeddings", "tie_word_embeddings", "use_bias", "use_conv_bias", "bias",
     "conv_bias", "rmsnorm", "norm_before_gate",
 )  # fmt: skip
-_POSITIVE = ("norm_epsilon", "layer_norm_epsilon", "mixer_rms_eps", "ngroups", "n_groups", "d_state", "state_size")
+_EPSILONS = ("norm_epsilon", "layer_norm_epsilon", "mixer_rms_eps")
+_COUNTS = ("ngroups", "n_groups", "d_state", "state_size", "train_length")
 
 
 def refuse_quantised(data: Mapping[str, Any]) -> None:
@@ -69,10 +69,15 @@ def check_keys(data: Mapping[str, Any]) -> None:
         for key in _BOOLEANS:
             if not isinstance(values.get(key, True), bool):
                 raise CheckpointError(f"config.json says {key} {values[key]!r}; expected true or false")
-        for key in _POSITIVE:
+        for key in _EPSILONS:
+            value = values.get(key, 1e-5)
+            if not isinstance(value, float) or not 0 < value < 1:
+                raise CheckpointError(f"config.json says {key} {value!r}; expected a number between 0 and 1")
+        for key in _COUNTS:
             value = values.get(key, 1)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise CheckpointError(f"config.json says {key} {value!r}; expected a number above 0")
+            unknown = value is None and key == "train_length"
+            if not unknown and (type(value) is not int or not 0 < value < 2**53):
+                raise CheckpointError(f"config.json says {key} {value!r}; expected a whole number above 0")
 
 
 def _only(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:

@@ -45,6 +45,8 @@ def read_tensors(
                     f"{path.name}: {name} holds {kind}, expected float32, float16 or bfloat16; "
                     "give the unquantised model"
                 )
+            if tensor.is_meta or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.itemsize:
+                raise CheckpointError(f"{path.name}: {name} is stored without all its values; save it by clone()")
             tensors[name] = convert(name, tensor)
             if not torch.isfinite(tensors[name]).all():
                 if torch.isfinite(tensor).all():
@@ -95,11 +97,12 @@ def _tensors(loaded: Any, name: str) -> dict[str, Tensor]:
     if isinstance(loaded, dict) and len(loaded) == 1 and isinstance(loaded.get(only := next(iter(loaded))), dict):
         loaded = loaded[only] if only in _INSIDE else loaded
     if not isinstance(loaded, dict):
-        raise CheckpointError(f"{name} holds a {type(loaded).__name__}, expected a dictionary of tensors")
-    other = next(
-        (key for key, value in loaded.items() if not isinstance(key, str) or not isinstance(value, Tensor)), None
-    )
-    if other is not None:
+        raise CheckpointError(
+            f"{name} holds a {type(loaded).__name__}, expected a dictionary of tensors; give a state-spaces one"
+        )
+    strange = [key for key, value in loaded.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    if strange:
+        other = strange[0]
         inside = next((key for key in _INSIDE if isinstance(loaded.get(key), dict)), None)
         remedy = f"save what it holds under {inside!r} by itself" if inside else "give a state-spaces checkpoint"
         raise CheckpointError(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..files import parse_json
 from .weight_files import BIN, INDEX, SAFE, main_file, weight_map
 
 HERE = Path(__file__).parents[1]
@@ -39,7 +39,7 @@ class Source:
 def peek(path: Path) -> dict[str, Any]:
     """A file's JSON object; empty where it holds none, of which reading the model says what is wrong."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return data if isinstance(data, dict) else {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
@@ -10,7 +11,7 @@ from .config import ModelConfig
 from .source import Source, download
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
 NEOX = "EleutherAI/gpt-neox-20b"  # what the state-spaces models were trained with; their repositories hold none
 
@@ -25,10 +26,8 @@ def load_tokenizer(source: Source, config: ModelConfig) -> Tokenizer:
         if not config.neox_vocabulary:
             raise CheckpointError(f"{source.name} has no tokenizer.json; put the model's beside config.json")
         path = download(NEOX, None, ["tokenizer.json"]) / "tokenizer.json"
-    try:
+    with _understood("is not a tokenizer"):
         return read_tokenizer(path.read_bytes())
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"{path.name} is not a tokenizer ({str(error)[:100]}); download it again") from error
 
 
 def read_tokenizer(data: bytes) -> Tokenizer:
@@ -49,7 +48,7 @@ def start_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """
     begin: list[int] | None = None
     found = []
-    for one in tokenizer.encode_batch([*_checked(texts), "a"]):  # "a": an empty text does not tell before from after
+    for one in _encoded(tokenizer, [*texts, "a"], True):  # "a": an empty text does not tell before from after
         ids, added = one.ids, one.special_tokens_mask  # 1 where the tokenizer added it, 0 where the text spells it
         first = added.index(0) if 0 in added else len(ids)
         if begin is None and first < len(ids):
@@ -61,7 +60,7 @@ def start_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
 
 def plain_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Ids of texts, nothing added before or after. Raises ValueError on text that is no Unicode."""
-    return [one.ids for one in tokenizer.encode_batch(_checked(texts), add_special_tokens=False)]
+    return [one.ids for one in _encoded(tokenizer, texts, False)]
 
 
 def inside_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
@@ -84,7 +83,7 @@ def inside_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
 _ANCHORS = ("\n", ".")  # hardly ever merged with what follows; a tokenizer that drops new lines keeps the full stop
 
 
-def _checked(texts: Sequence[str]) -> list[str]:
+def _encoded(tokenizer: Tokenizer, texts: Sequence[str], add_special_tokens: bool) -> list[Encoding]:
     for text in texts:
         try:
             text.encode()
@@ -93,7 +92,27 @@ def _checked(texts: Sequence[str]) -> list[str]:
                 f"a text holds half a character ({text[error.start]!r} at {error.start}), as bytes that are not UTF-8 "
                 "do when they are read as text; convert it to UTF-8"
             ) from None
-    return list(texts)
+    with _understood("cannot read a text"):
+        found: list[Encoding] = tokenizer.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+    return found
+
+
+def decoded(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of ids, special tokens left out."""
+    with _understood("cannot write a text"):
+        text: str = tokenizer.decode(ids)
+    return text
+
+
+@contextmanager
+def _understood(fails: str) -> Iterator[None]:
+    """The library raises bare Exception, and a panic of its Rust, which is none, is one of BaseException."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, OSError):
+        raise
+    except BaseException as error:
+        raise CheckpointError(f"the model's tokenizer.json {fails} ({str(error)[:100]}); download it again") from error
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 
 from ..errors import CheckpointError, os_reason
+from ..files import parse_json
 
 SAFE, BIN, INDEX = "model.safetensors", "pytorch_model.bin", ".index.json"
 _NO_MODEL = {"adapter_model": "an adapter, to be merged into its model", "longscan.safetensors": "a sidecar"}
@@ -20,7 +21,7 @@ def main_file(folder: Path, *names: str) -> Path | None:
 def weight_map(index: Path) -> dict[str, str]:
     """A shard index as tensor -> file. Raises CheckpointError unless it is one, with all files beside it."""
     try:
-        found = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        found = dict(parse_json(index.read_text(encoding="utf-8"))["weight_map"])
     except OSError as error:
         raise CheckpointError(f"cannot read {index.name}: {os_reason(error)}") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -53,7 +54,7 @@ def weight_files(folder: Path, name: str) -> tuple[list[Path], dict[str, str] | 
         return [first], None
     index = weight_map(first)
     paths = [folder / shard for shard in sorted(set(index.values()))]
-    missing = [path.name for path in paths if not path.is_file()]
+    missing = [path.name for path in paths if not os.path.isfile(path)]  # False for a name that no file can have, too
     if missing:
         raise CheckpointError(f"{first.name}: shard missing: {', '.join(missing)}; download the model again")
     return paths, index

@@ -63,6 +63,11 @@ def read_weights(source: Source, config: ModelConfig, device: torch.device, dtyp
     if config.n_layer < 1:
         raise CheckpointError(f"{source.name}: config.json says {config.n_layer} layers; expected at least one")
     found = read_tensors(source, convert)
+    if config.n_layer > len(found):  # nor is a list of so many names made
+        raise CheckpointError(
+            f"{source.name}: config.json says {config.n_layer} layers, the weights are {len(found)} tensors; "
+            "config.json and weights differ"
+        )
     tensors, M = Tensors(source.name, found), config.d_model
     read = mamba2.read_mamba2 if config.mamba2 is not None else mamba1.read_mamba1
     blocks = [f"backbone.layers.{i}." for i in range(config.n_layer)]
@@ -74,7 +79,9 @@ def read_weights(source: Source, config: ModelConfig, device: torch.device, dtyp
     embedding = tensors.get("backbone.embedding.weight", V, M)
     stored_head = tensors.optional("lm_head.weight", V, M)
     if stored_head is None and not config.tie_embeddings:
-        raise CheckpointError(f"{source.name}: no tensor lm_head.weight, though config.json does not tie it")
+        raise CheckpointError(
+            f"{source.name}: no tensor lm_head.weight, though config.json does not tie it; correct config.json"
+        )
     if stored_head is not None and config.tie_embeddings and not torch.equal(stored_head, embedding):
         raise CheckpointError(
             f"{source.name}: lm_head.weight differs from the embedding, though config.json ties the two; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..checkpoint.tokenizer import special_ids
+from ..checkpoint.tokenizer import decoded, special_ids
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -32,7 +32,7 @@ class TextStream:
             if self._is_shown(token):
                 self._ids.append(token)
         self._ids.reverse()
-        self._given = tokenizer.decode(self._ids)  # of their text, what needs no saying any more
+        self._given = decoded(tokenizer, self._ids)  # of their text, what needs no saying any more
 
     def push(self, token: int) -> str:
         """The text that has become certain with this token."""
@@ -41,18 +41,18 @@ class TextStream:
         self._ids.append(token)
         if self._is_byte(token):
             return ""
-        text = self._tokenizer.decode(self._ids)
+        text = decoded(self._tokenizer, self._ids)
         half = text.endswith(_HALF)
         piece = self._beyond(text[: len(text) - half])
         if len(self._ids) > 4 * _CONTEXT:
             self._ids = self._ids[-_CONTEXT:]
-            text = self._tokenizer.decode(self._ids)
+            text = decoded(self._tokenizer, self._ids)
             self._given = text[: len(text) - half]
         return piece
 
     def flush(self) -> str:
         """What is left at the end, half characters included."""
-        return self._beyond(self._tokenizer.decode(self._ids))
+        return self._beyond(decoded(self._tokenizer, self._ids))
 
     def _beyond(self, text: str) -> str:
         if self._given.startswith(text):

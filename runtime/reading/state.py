@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import os_reason
-from ..files import save_tensors
+from ..files import parse_json, read_sealed, save_sealed
 from ..sidecar.plan import Plan
 from .reservoir import Tokens, concatenate
 
@@ -90,7 +89,7 @@ class State:
         for layer, pieces in self.reservoirs.items():
             waiting = concatenate(pieces)._asdict()
             tensors |= {f"reservoirs.{layer}.{name}": t for name, t in waiting.items()}
-        save_tensors(Path(path), tensors, meta)
+        save_sealed(Path(path), tensors, meta)
 
 
 def check_kind(state: object, kind: type) -> None:
@@ -136,13 +135,10 @@ class Draft:
 def read_state(path: str | Path, fingerprint: str, sidecar: str, device: torch.device) -> State:
     """Read a saved state. Raises ValueError if the file is no state, or belongs to another model or sidecar."""
     try:
-        with safe_open(path, framework="pt") as file:
-            meta = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118
+        read, meta = read_sealed(Path(path))
     except OSError as error:
         raise ValueError(f"cannot read {path}: {os_reason(error)}") from error
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable state file ({error}); save the state again") from error
+    tensors = {name: tensor.to(device) for name, tensor in read.items()}
     if meta.get("schema") != "longscan.state":
         raise ValueError(f"{path} holds no saved state; give a file written by State.save")
     if meta.get("model_fingerprint") != fingerprint:
@@ -154,13 +150,13 @@ def read_state(path: str | Path, fingerprint: str, sidecar: str, device: torch.d
             "load the model with the sidecar it was saved with"
         )
     try:
-        plans = tuple(Plan(m, s, {int(k): int(v) for k, v in kept}) for m, s, kept in json.loads(meta["plans"]))
+        plans = tuple(Plan(m, s, {int(k): int(v) for k, v in kept}) for m, s, kept in parse_json(meta["plans"]))
         return State(
             conv=tensors["conv"],
             ssm=tensors["ssm"],
             length=tensors["length"].cpu(),
             plan=plans[0] if len(plans) == 1 else plans,
-            total=json.loads(meta["total"]),
+            total=parse_json(meta["total"]),
             protected=int(meta["protected"]),
             method=meta["method"],
             reservoirs=_reservoirs(tensors),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SidecarError
+from ..files import parse_json
 from .plan import METHODS
 
 _REQUIRED = (
@@ -17,6 +18,7 @@ _REQUIRED = (
     "model_fingerprint", "train_length", "recipe", "calibration", "scores", "policy", "n_layer", "channels",
 )  # fmt: skip
 _BAND_KEYS = {"lengths", "method", "theta", "log_theta", "mass", "g_fit", "interpolation", "start", "score"}
+_MOST = 2**53  # lengths beyond are no whole numbers as floats
 RETIRED = {"tilt"}  # written by earlier versions; what it says is in the tables
 _REMEDY = "fetch the file again, or calibrate again"
 
@@ -62,16 +64,16 @@ def check(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
 
 def _positive(metadata: Mapping[str, str], key: str) -> int:
     text = metadata[key]
-    if not text.isdecimal() or int(text) < 1:
-        raise _refuse(key, repr(text), "a whole number > 0")
+    if not text.isdecimal() or not 1 <= int(text[:20]) < _MOST:
+        raise _refuse(key, repr(text[:40]), "a whole number > 0")
     return int(text)
 
 
 def _json(metadata: Mapping[str, str], key: str) -> Any:
     try:
-        return json.loads(metadata[key])
-    except ValueError:
-        raise _refuse(key, repr(metadata[key][:40]), "JSON") from None
+        return parse_json(metadata[key])
+    except ValueError as error:
+        raise _refuse(key, f"{metadata[key][:40]!r} ({str(error)[:80]})", "JSON") from None
 
 
 def _check_band(index: int, band: Any, train_length: int) -> None:
@@ -80,9 +82,11 @@ def _check_band(index: int, band: Any, train_length: int) -> None:
         found = sorted((set(band) - RETIRED) ^ _BAND_KEYS) if isinstance(band, dict) else repr(band)[:40]
         raise _refuse(key, f"missing or unknown {found}", f"the keys {sorted(_BAND_KEYS)}")
     lengths = band["lengths"]
-    ok = isinstance(lengths, list) and lengths and all(type(n) is int and n > train_length for n in lengths)
+    ok = isinstance(lengths, list) and lengths and all(type(n) is int and train_length < n < _MOST for n in lengths)
     if not ok or lengths != sorted(set(lengths)):
-        raise _refuse(f"{key}.lengths", lengths, f"ascending whole numbers above the training length {train_length}")
+        raise _refuse(
+            f"{key}.lengths", repr(lengths)[:60], f"ascending whole numbers above the training length {train_length}"
+        )
     for name, allowed in (
         ("method", METHODS),
         ("g_fit", ("stretched", "sequential", "published")),
@@ -90,13 +94,20 @@ def _check_band(index: int, band: Any, train_length: int) -> None:
         ("score", ("all", "global", "relative", "reach")),  # the last two: by earlier versions
     ):
         if band[name] not in allowed:
-            raise _refuse(f"{key}.{name}", repr(band[name]), "one of " + ", ".join(allowed))
-    if type(band["start"]) is not int or band["start"] < 0:
-        raise _refuse(f"{key}.start", repr(band["start"]), "a length >= 0")
+            raise _refuse(f"{key}.{name}", repr(band[name])[:60], "one of " + ", ".join(allowed))
+    if type(band["start"]) is not int or not 0 <= band["start"] < _MOST:
+        raise _refuse(f"{key}.start", repr(band["start"])[:60], "a length >= 0")
+    for name in ("theta", "log_theta"):
+        if band[name] is not None and not _number(band[name]):
+            raise _refuse(f"{key}.{name}", repr(band[name])[:60], "a number, or null")
     if not isinstance(band["mass"], dict) or not all(
-        name.isdecimal() and isinstance(value, int | float) and value > 0 for name, value in band["mass"].items()
+        name.isdecimal() and len(name) < 20 and _number(value) and value > 0 for name, value in band["mass"].items()
     ):
         raise _refuse(f"{key}.mass", repr(band["mass"])[:60], "positive factors by length")
+
+
+def _number(value: Any) -> bool:
+    return (isinstance(value, float) and not math.isnan(value)) or (type(value) is int and abs(value) < _MOST)
 
 
 def _check_tensors(

@@ -195,7 +195,7 @@ def faults(hub):
 @pytest.mark.parametrize(
     ("where", "what"),
     [("repos/create", "drop"), ("/preupload/", 503), ("PUT /lfs/", "drop"), ("/commit/", "drop"), ("/commit/", 500),
-     ("/commit/", "drop after")],
+     ("/commit/", "drop after"), ("/commit/", "short")],
 )  # fmt: skip
 def test_what_passes_is_tried_again(hub, client, sidecar, faults, where, what):
     name = f"someone/again-{where.strip('/').split('/')[-1].split()[-1]}-{str(what).replace(' ', '-')}"
@@ -205,6 +205,30 @@ def test_what_passes_is_tried_again(hub, client, sidecar, faults, where, what):
     assert result.code == 0, result.stderr
     history = hub.repos[f"models/{name}"].branches["main"]
     assert len(history) == 2 and history[-1].id == json.loads(result.stdout)["commit"]
+
+
+def test_a_commit_that_others_have_built_on_is_not_made_again(hub, client, sidecar, faults):
+    """Its answer is lost, and when the client looks again, it is no longer the newest."""
+    name = "someone/built-on"
+    assert client.calibrate("push", sidecar, name).code == 0
+    repo, before = hub.repos[f"models/{name}"], len(hub.log)
+    faults("/commit/", "drop after")
+    faults("/commits/", lambda: hub.put(name, {"theirs.txt": b"x"}))
+    result = client.calibrate("push", sidecar, name, "--json")
+    titles = [commit.title for commit in repo.branches["main"]]
+    assert result.code == 0 and titles[2:] == [titles[1], "files"], (titles, hub.log[before:])
+    assert repo.find(json.loads(result.stdout)["commit"]).title == titles[1]
+
+
+def test_a_push_never_says_that_nothing_was_committed_where_it_cannot_know(hub, client, sidecar, faults):
+    name = "someone/unsure"
+    faults("/commit/", "drop after")
+    faults("/commits/", 503, 99)
+    result = client.calibrate("push", sidecar, name)
+    assert result.code == 1 and "may be made or not; run the same command again" in result.stderr.splitlines()[-1]
+    hub.faults.clear()
+    assert client.calibrate("push", sidecar, name).code == 0
+    assert len(hub.repos[f"models/{name}"].branches["main"]) == 2  # the client makes no empty commit
 
 
 def test_slow_answers_are_waited_for(hub, client, sidecar, faults):

@@ -72,6 +72,10 @@ def test_an_empty_recipe_is_the_defaults() -> None:
     assert parse_recipe("", "default") == Recipe()
 
 
+# A list of 2**40 names, which is small until somebody writes it out.
+BOMB = "\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 41)), "models: *a40"])
+
+
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
@@ -102,6 +106,8 @@ def test_an_empty_recipe_is_the_defaults() -> None:
         ("seed: 1\nseed: 2", ["seed is given twice"]),
         ("- a", ["['a']", "a mapping"]),
         ("a: [", ["not YAML", "line 1"]),
+        ("samples: !!bool x", ["not YAML"]),
+        (BOMB, ["models[0] is [[[[...], [...]]"]),
         ("!!python/object:os.system {}", ["not YAML"]),
     ],
 )

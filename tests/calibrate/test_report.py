@@ -115,7 +115,10 @@ def test_cost_and_times_come_from_what_was_measured(path, evals, tmp_path):
     refused = call("report", path, "-o", tmp_path / "c.html", "--run", tmp_path / "run.json", code=1)
     assert "belongs to another sidecar" in refused.stderr
     refused = call("report", path, "-o", tmp_path / "c.html", "--run", evals[0], code=1)
-    assert "describes no calibration" in refused.stderr and not (tmp_path / "c.html").exists()
+    assert (
+        "sha256: Field required; give what `calibrate run --json` printed" in refused.stderr
+        and not (tmp_path / "c.html").exists()
+    )
 
 
 def test_the_same_sidecar_draws_the_same_bytes(path, tmp_path):
@@ -194,7 +197,7 @@ def test_analysis_agrees_with_the_calibrations_measure(tmp_path):
 def test_errors(path, tmp_path):
     (tmp_path / "bad.json").write_text('{"rows": [{"length": 3}]}')
     for arguments, message, code in (
-        (["--eval", tmp_path / "bad.json"], "holds no rows of an evaluation", 1),
+        (["--eval", tmp_path / "bad.json"], "bad.json: rows.0.method: Field required; give what `calibrate eval", 1),
         (["--eval", tmp_path / "none.json"], "cannot read none.json", 1),
         (["--texts", "demo"], "are for --analyze", 2),
         (["--analyze", "--texts", tmp_path / "short.txt"], "the longest text has", 1),

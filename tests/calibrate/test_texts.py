@@ -127,6 +127,7 @@ def test_errors_say_what_to_do_in_one_line(tmp_path: Path) -> None:
         "empty.txt": b" \n",
         "torn.jsonl": b'{"text": "a"}\n{"text": \n',
         "list.jsonl": b"[1]\n",
+        "twice.jsonl": b'{"text": "a", "text": "b"}\n',
         "half.jsonl": b'{"text": "\\ud800"}\n',
         "not.parquet": b"PAR0",
         "not.txt.gz": b"plain",
@@ -141,6 +142,7 @@ def test_errors_say_what_to_do_in_one_line(tmp_path: Path) -> None:
     refused(here + "empty.txt", "empty.txt", "no text")
     refused(here + "torn.jsonl", "torn.jsonl line 2", "JSON")
     refused(here + "list.jsonl", "line 1", "object")
+    refused(here + "twice.jsonl", "line 1", "'text' is given twice")
     refused(here + "half.jsonl", "line 1", "surrogate")
     refused(here + "not.parquet", "not.parquet", "parquet")
     refused(here + "not.txt.gz", "gzip")

@@ -150,6 +150,9 @@ def test_a_bin_of_another_make_gives_the_same_model(tmp_path, content, options, 
         ({"epoch": 3, "state_dict": TENSORS}, "'epoch' is a int; save what it holds under 'state_dict' by itself"),
         ([1, 2], "holds a list"),
         ({**TENSORS, "config": "x"}, "'config' is a str; give"),
+        ({**TENSORS, None: torch.ones(1)}, "None is a Tensor"),
+        ({**TENSORS, "x": torch.ones(1).expand(2**20, 2**20)}, "x is stored without all its values"),  # 4 TiB copied
+        ({**TENSORS, "x": torch.ones(9, device="meta")}, "x is stored without all its values"),
     ],
 )
 def test_a_bin_that_is_no_dictionary_of_tensors_says_what_it_is(tmp_path, content, message):
@@ -325,12 +328,39 @@ HF = {"model_type": "mamba", "hidden_size": 24, "num_hidden_layers": 3, "vocab_s
         ({**HF, "auto_map": {"AutoModelForCausalLM": "modeling.Mine"}}, "auto_map"),
         ({**HF, "layer_norm_epsilon": "1e-5"}, "layer_norm_epsilon '1e-5'"),
         ({**HF, "tie_word_embeddings": False}, "lm_head.weight"),
+        ({**HF, "layer_norm_epsilon": 1e308}, r"layer_norm_epsilon 1e\+308; expected a number between 0 and 1"),
+        ({"norm_epsilon": 10**400}, "norm_epsilon 1000"),
+        ({"d_model": True}, "no usable 'd_model'"),
+        ({"n_layer": 10**12}, "1000000000000 layers"),  # whose names no memory would hold
+        ({"train_length": "4k"}, "train_length '4k'; expected a whole number above 0"),
+        ({**HF, "model_type": "mamba2", "n_groups": 2.5}, "n_groups 2.5; expected a whole number"),
+        ({**HF, "model_type": "mamba2", "n_groups": None}, "n_groups None"),
+        ({**HF, "model_type": "mamba2", "time_step_limit": [0.1, 0.01]}, "limits delta"),
+        ({**HF, "model_type": "mamba2", "time_step_limit": "09"}, "limits delta"),
+        ({**HF, "model_type": "mamba2", "time_step_limit": [0, float("nan")]}, "limits delta"),
     ],
 )
 def test_a_key_that_changes_the_arithmetic_is_read_or_refused_by_name(tmp_path, changes, message):
     folder = _config(write_state_spaces(tmp_path, TENSORS), **changes)
     with pytest.raises(CheckpointError, match=message):
         load(folder)
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [('{"a": 1, "a": 2}', "key 'a' is given twice|shard index"), ("[" * 10**5, "nested|shard index")],
+)
+def test_json_that_can_be_read_in_two_ways_or_not_at_all(tmp_path, file, text, message):
+    folder = _shards(tmp_path, [TENSORS])
+    (folder / file).write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        load(folder)
+
+
+def test_a_shard_of_an_impossible_name_is_missing(tmp_path):
+    with pytest.raises(CheckpointError, match="shard missing"):
+        load(_shards(tmp_path, [TENSORS], index=lambda names: {"x": "a" * 300}))
 
 
 def test_a_conversion_that_keeps_the_old_keys_is_read_by_the_new_ones(tmp_path, ids):

@@ -110,6 +110,14 @@ def _change(sidecar, what):
         policy["soften"] = True
     elif what == "train_length":
         metadata["train_length"] = "-4"
+    elif what == "endless train_length":
+        metadata["train_length"] = "9" * 5000
+    elif what == "length beyond floats":
+        band["lengths"] = [10**400]
+    elif what == "log_theta":
+        band["log_theta"] = {}
+    elif what == "nested":
+        metadata["scores"] = "[" * 10**5
     metadata["policy"] = json.dumps(policy)
     return Sidecar(tensors, metadata)
 
@@ -131,6 +139,10 @@ def _change(sidecar, what):
         ("decode", "policy"),
         ("policy", "soften"),
         ("train_length", "train_length"),
+        ("endless train_length", "train_length"),
+        ("length beyond floats", "policy.bands.0.lengths"),
+        ("log_theta", "policy.bands.0.log_theta"),
+        ("nested", "scores: found .*nested more than 100 levels"),
     ],
 )
 def test_refusals_name_the_key(sidecar, what, message, tmp_path):

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from longscan.runtime import Sidecar, load
+from longscan.runtime.files import save_sealed
 from longscan.runtime.sidecar.digest import digest
 
 from ..checkpoints import make_sidecar, random_tensors, write_state_spaces
@@ -47,15 +48,21 @@ def test_another_model_is_refused(saved, tmp_path):
 
 
 def test_a_torn_state_is_refused(lm, saved, tmp_path):
-    from longscan.runtime.files import save_tensors
-
     meta = {"schema": "longscan.state", "model_fingerprint": lm.fingerprint, "sidecar_sha256": digest(lm.sidecar)}
-    save_tensors(tmp_path / "torn", {"conv": torch.zeros(1)}, meta)
+    save_sealed(tmp_path / "torn", {"conv": torch.zeros(1)}, meta)
     with pytest.raises(ValueError, match="not a complete state"):
         lm.load_state(tmp_path / "torn")
-    save_tensors(tmp_path / "no", {"conv": torch.zeros(1)}, {"schema": "other"})
+    save_sealed(tmp_path / "no", {"conv": torch.zeros(1)}, {"schema": "other"})
     with pytest.raises(ValueError, match="no saved state"):
         lm.load_state(tmp_path / "no")
+
+
+def test_a_state_of_which_one_bit_was_lost_is_refused(lm, saved):
+    data = bytearray(saved.read_bytes())
+    data[-5] ^= 1  # in the ssm state: it would read on, and say something else
+    saved.write_bytes(data)
+    with pytest.raises(ValueError, match="not what was saved: damaged, or another file; make it again"):
+        lm.load_state(saved)
 
 
 def test_a_loaded_state_goes_on_as_if_never_saved(lm, ids, tmp_path):

@@ -20,7 +20,7 @@ from longscan.calibrate.texts.tokens import encode
 from longscan.runtime import CheckpointError, load
 from longscan.runtime.checkpoint import source
 from longscan.runtime.checkpoint.config import eos_ids_of
-from longscan.runtime.checkpoint.tokenizer import inside_ids, plain_ids, read_tokenizer, start_ids
+from longscan.runtime.checkpoint.tokenizer import inside_ids, load_tokenizer, plain_ids, read_tokenizer, start_ids
 from longscan.runtime.generate.detokenize import TextStream
 from longscan.runtime.generate.loop import generate_batch, generate_text
 
@@ -300,3 +300,17 @@ def test_a_tokenizer_beyond_the_model_is_refused(folder, tmp_path):
         list(lm.generate("Привет"))
     with pytest.raises(UserError, match=r"the model knows 64.*own tokenizer"):
         encode(lm, SimpleNamespace(documents=["Привет"]))
+
+
+def test_a_tokenizer_that_the_library_panics_at_or_cannot_use_is_refused(tmp_path):
+    said = json.loads(BUILT["byte_fallback"].to_str())
+    said["model"]["merges"][0][1] = "<|im_end|>"  # a merge longer than what it merges: a slice out of range
+    config = SimpleNamespace(neox_vocabulary=False)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(said))
+    with pytest.raises(CheckpointError, match=r"tokenizer.json is not a tokenizer \(.*\); download it again"):
+        load_tokenizer(source.Source("x", "", tmp_path), config)
+    said = json.loads(BUILT["words"].to_str())
+    del said["model"]["vocab"][said["model"]["unk_token"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(said))
+    with pytest.raises(CheckpointError, match=r"tokenizer.json cannot read a text \(.*UNK.*\); download it again"):
+        plain_ids(load_tokenizer(source.Source("x", "", tmp_path), config), ["unheard of"])
