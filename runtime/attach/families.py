@@ -30,13 +30,13 @@ class Family:
     decimates: bool = True  # hybrids do not: the caches of their attention layers keep every token
 
 
-def _backbone(model: Any) -> Any:
+def backbone_of(model: Any) -> Any:
     """The stack of layers: of a language model, or the stack itself."""
     return getattr(model, "backbone", None) or getattr(model, "model", None) or model
 
 
 def _mixers(model: Any) -> Layers:
-    for block in _backbone(model).layers:
+    for block in backbone_of(model).layers:
         if not hasattr(block.mixer, "A_log"):
             raise ValueError("attach does not read mamba_ssm's models with attention layers; load a pure Mamba")
         yield block, block.mixer
@@ -47,7 +47,7 @@ def _hybrid_mixers(model: Any) -> Layers:
 
     Zamba2's shared attention sits in front of a Mamba layer of its own; Nemotron-H calls all kinds of layers `mixer`.
     """
-    for block in _backbone(model).layers:
+    for block in backbone_of(model).layers:
         inner = getattr(block, "mamba_decoder", block)
         mixer = getattr(inner, "mamba", getattr(inner, "mixer", None))
         if hasattr(mixer, "A_log"):
@@ -59,7 +59,7 @@ def _transformers_embedding(model: Any) -> Any:
 
 
 def _mamba_ssm_embedding(model: Any) -> Any:
-    return _backbone(model).embedding
+    return backbone_of(model).embedding
 
 
 MAMBA = Family("transformers' Mamba", _mixers, call_transformers, mamba1, _transformers_embedding)
@@ -95,6 +95,12 @@ _KNOWN = {
     ("transformers.models.nemotron_h.", "NemotronHModel"): NEMOTRON_H,
     ("mamba_ssm.models.", "MambaLMHeadModel"): MAMBA_SSM,
 }
+
+
+def rotary_of(model: Any, family: Family) -> Any:
+    """A hybrid's rotary embedding; None where attention has no positions, or its own config stretches them already."""
+    found = None if family.decimates else getattr(backbone_of(model), "rotary_emb", None)
+    return found if found is not None and found.rope_type == "default" else None
 
 
 def _check_transformers() -> None:

@@ -134,6 +134,12 @@ def call_transformers(mixer: Any, *args: Any, **kwargs: Any) -> Call:
     return Call(hidden, mask, TransformersMemory(caches[0], mixer.layer_idx) if caches else None)
 
 
+def memory_of(arguments: Mapping[str, Any], mixer: Any) -> Memory | None:
+    """A mixer's states in the cache that a model of transformers was called with; None without one."""
+    cache = next((arguments[name] for name in _CACHE if arguments.get(name) is not None), None)
+    return None if cache is None else TransformersMemory(cache, mixer.layer_idx)
+
+
 class MambaSSMMemory:
     """A layer of mamba_ssm's InferenceParams, which holds the last W inputs of the convolution."""
 

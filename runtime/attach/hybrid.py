@@ -128,7 +128,7 @@ class HybridLM(LM):
     def __init__(self, source: Source, config: ModelConfig, attached: Attached):
         weights: Any = attached.view
         super().__init__(source, config, weights, None, attached.backend, attached.settings.filter_decode)
-        self._attached = attached
+        self._attached, self.rotary = attached, attached.rotary is not None
         self._cache = cache_name(attached.model.forward, type(attached.model).__name__)
 
     @torch.inference_mode()
