@@ -68,8 +68,10 @@ class LM:
         return load_tokenizer(self.source, self.config)
 
     def with_sidecar(self, sidecar: Sidecar | None) -> LM:
-        """The same weights under another sidecar; nothing is copied. Raises SidecarError for one made for rotary positions
-        that this model does not have."""
+        """The same weights under another sidecar; nothing is copied.
+
+        Raises SidecarError for one with factors on rotary positions that this model does not have.
+        """
         if sidecar is not None:
             sidecar.check_rotary(self.rotary)
         other = copy(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -44,13 +45,37 @@ def choose(
             continue
         score = scoring.score(candidate, picks.length)
         rows.append(_row(picks.length, candidate, score, *_differences(score, plain, policy, seed)))
-        if candidate.method not in allowed:
-            continue
-        loss, answered = _differences(score, held, policy, seed)
-        worse = (loss is not None and not loss[0] <= 0) or (answered is not None and not answered[0] >= -policy.margin)
-        if not worse and clearly_better(score, held, confidence, policy.bootstrap, seed):
+        if candidate.method in allowed and _takes_over(score, held, confidence, policy, seed):
             best, held = candidate, score
     return best, rows
+
+
+def stretch(
+    search: Scoring, judge: Scoring, held: Candidate, length: int, policy: Policy, seed: int, comparisons: int,
+    multiples: Sequence[float],
+) -> tuple[Candidate, list[dict[str, Any]]]:  # fmt: skip
+    """The last coordinate of a model with rotary positions: what `choose` chose, with a factor on them or without.
+
+    multiples: candidates, times S / L; those that come to 1 or less are none. The factor that does best on the texts of
+    the search is held against the choice on texts that it has not seen, by the same rule. Returns the choice, and the
+    comparison's row.
+    """
+    factors = [round(each * length / search.tables.train_length, 6) for each in multiples]
+    tried = [replace(held, rotary=factor) for factor in factors if factor > 1]
+    if not tried:
+        return held, []
+    best = search.halving(tried, length)[0]
+    score, before, plain = judge.score(best, length), judge.score(held, length), judge.score(NONE, length)
+    row = _row(length, best, score, *_differences(score, plain, policy, seed))
+    taken = _takes_over(score, before, policy.corrected(comparisons), policy, seed)
+    return best if taken else held, [row]
+
+
+def _takes_over(score: Score, held: Score, confidence: float, policy: Policy, seed: int) -> bool:
+    """The rule of `choose`."""
+    loss, answered = _differences(score, held, policy, seed)
+    worse = (loss is not None and not loss[0] <= 0) or (answered is not None and not answered[0] >= -policy.margin)
+    return not worse and clearly_better(score, held, confidence, policy.bootstrap, seed)
 
 
 def _differences(
@@ -71,7 +96,8 @@ def _row(
     loss_in: tuple[float, float] | None,
     answered_in: tuple[float, float] | None,
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"length": length, "method": candidate.method, "value": round(score.value, 6)}
+    name = candidate.method + ("+yarn" if candidate.rotary > 1 else "")
+    row: dict[str, Any] = {"length": length, "method": name, "value": round(score.value, 6)}
     if len(score.losses):
         row["loss"] = round(float(score.losses.mean()), 6)
         row["loss_difference"] = _finite(loss_in)
@@ -88,6 +114,8 @@ def _row(
         row["power"], row["top"] = candidate.scale.power, candidate.scale.top
         if candidate.scale.powers:
             row["powers"] = list(candidate.scale.powers)
+    if candidate.rotary > 1:
+        row["rotary"] = candidate.rotary
     return row
 
 

@@ -206,7 +206,7 @@ class Attached:
         return out if index is None else self._spread(out, index, hidden.shape[1], call)
 
     def _begin(self, hidden: Tensor, mask: Tensor | None, memory: Memory | None) -> Call:
-        """Where a call begins, at its rotary embedding or its first mixer: which plan, for how many tokens of each row."""
+        """At the rotary embedding or the first mixer of a call: which plan, for how many tokens of each row."""
         batch, L, _ = hidden.shape
         here = self._here
         settings = self.settings if here.settings is None else here.settings

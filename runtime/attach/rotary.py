@@ -25,7 +25,7 @@ class Rotary:
         self._twins: dict[Yarn, Any] = {}
 
     def __call__(self, x: Tensor, position_ids: Tensor, rows: Sequence[Yarn | None]) -> tuple[Tensor, Tensor]:
-        """cos and sin, (B or 1, L, a head's rotated width) in x's dtype; rows: one for all of the batch, or one each."""
+        """cos and sin, (B or 1, L, rotated width of a head) in x's dtype; rows: one for all the batch, or one each."""
         if len(set(rows)) == 1:
             found: tuple[Tensor, Tensor] = self._of(rows[0])(x, position_ids)
             return found

@@ -10,8 +10,8 @@ A sidecar holds *bands* of lengths. Each band has a method and its own tables:
     bands.{b}.layers       (n,) int64, the decimating layers, ascending
     bands.{b}.weights      (n, channels) float32, the score's channel weights
 
-and an entry in the metadata's `policy`, canonical JSON, in which `filter_decode: false` leaves generated tokens alone and
-`rotary` holds the factors on a hybrid's rotary positions by calibrated length.
+and an entry in the metadata's `policy`, canonical JSON, in which `filter_decode: false` leaves generated tokens alone
+and `rotary` holds factors on a hybrid's rotary positions by calibrated length.
 """
 
 from __future__ import annotations

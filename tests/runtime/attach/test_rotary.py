@@ -1,4 +1,4 @@
-"""Rotary positions stretched by a factor: transformers' own model with YaRN in its config is what it is held against."""
+"""Rotary positions stretched by a factor, held against transformers' own model with YaRN in its config."""
 
 from __future__ import annotations
 
