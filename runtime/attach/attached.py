@@ -25,7 +25,7 @@ from ..sidecar.sidecar import Sidecar, filters_decode
 from .call import Call, Here, Settings
 from .families import Family, backbone_of, rotary_of
 from .gradient import without_gradient
-from .hosts import Memory, memory_of, refuse_packed
+from .hosts import Memory, memory_of, refuse_packed, refuse_spread, slot
 from .rotary import Rotary
 from .view import View
 
@@ -53,6 +53,7 @@ class Attached:
         filter_decode: bool | None,
     ):
         self.model, self.family, self.backend = model, family, backend
+        refuse_spread(model, [mixer for _, mixer in family.find(model)])
         self.view = View(model, family)
         self.rotary = rotary_of(model, family)
         if sidecar is not None:
@@ -99,15 +100,16 @@ class Attached:
             backbone = backbone_of(self.model)
             if backbone is not self.model:  # it may be called alone, and with a cache of its own
                 self._undo.append(backbone.register_forward_pre_hook(self._asks, with_kwargs=True).remove)
-            rotate = partial(self._rotate, Rotary(self.rotary, self.rotary.forward))
+            rotate = partial(self._rotate, Rotary(self.rotary, getattr(self.rotary, slot(self.rotary))))
             self._put(self.rotary, Forward(self, rotate))
             self._undo.append(backbone.register_forward_hook(self._ends, always_call=True).remove)
         vars(self.model)[MARK] = self
         self._undo.append(partial(vars(self.model).pop, MARK))
 
     def _put(self, module: Any, forward: Forward) -> None:
-        module.forward = forward
-        self._undo.append(partial(delattr, module, "forward"))
+        name = slot(module)
+        self._undo.append(partial(_give_back, module, getattr(module, name)))
+        setattr(module, name, forward)
 
     def detach(self) -> None:
         """Give the model its own forward back: the same functions, the same bits. A second call does nothing."""
@@ -181,6 +183,7 @@ class Attached:
 
     def _mix(self, k: int, hidden: Tensor, memory: Memory | None, call: Call) -> Tensor:
         layer, mask, plan = self.view.parts[k].layer, call.mask, call.plans[k]
+        mask = None if mask is None else mask.to(hidden.device)
         conv, ssm = (None, None) if memory is None else memory.read(layer.conv_shape[-1])
         if conv is None:
             conv = hidden.new_zeros(hidden.shape[0], *layer.conv_shape)
@@ -309,6 +312,15 @@ class Forward:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self._attached.__reduce_ex__(protocol)
+
+
+def _give_back(module: Any, own: Any) -> None:
+    """Undo `_put`, though accelerate may have put its hooks on the module, or taken them off, since."""
+    name = slot(module)
+    if name == "forward" and getattr(own, "__func__", None) is type(module).forward:
+        del module.forward
+    else:
+        setattr(module, name, own)
 
 
 def _rotated_as(before: tuple[Plan, ...], plans: tuple[Plan, ...]) -> Plan | tuple[Plan, ...]:

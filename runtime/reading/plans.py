@@ -13,23 +13,22 @@ from ..sidecar.sidecar import Sidecar
 
 
 class Layered(Protocol):
-    """What a plan needs to know of a model: how many layers, and where its tensors lie."""
+    """What a plan needs to know of a model: where each of its layers lies."""
 
     @property
-    def layers(self) -> Sequence[object]: ...
-    @property
-    def embedding(self) -> Tensor: ...
+    def devices(self) -> Sequence[torch.device]: ...
 
 
 def layer_plans(plans: tuple[Plan, ...], sidecar: Sidecar | None, weights: Layered, protected: int) -> list[LayerPlan]:
-    """Resolve plans (one, or one a row) into what each layer needs, on the model's device."""
-    n_layer, device = len(weights.layers), weights.embedding.device
+    """Resolve plans (one, or one a row) into what each layer needs, on its device."""
+    devices = weights.devices
+    n_layer = len(devices)
     if sidecar is None or all(plan.method == "none" for plan in plans):
         return [LayerPlan()] * n_layer
     rows = [_thresholds(plan, sidecar, n_layer, protected) for plan in plans]
     scaled = any(plan.method == "scale" for plan in plans)
     resolved = []
-    for i in range(n_layer):
+    for i, device in enumerate(devices):
         g = rows[0][i] if len(rows) == 1 else torch.stack([row[i] for row in rows])
         scales = [_scales(plan, sidecar, i) for plan in plans] if scaled else []
         keep = plans[0].decimate.get(i)

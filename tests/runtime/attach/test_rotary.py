@@ -99,8 +99,12 @@ def test_the_factor_travels_with_the_cache(pair, ids, relative_rms):
             got = torch.cat(found, 1)
             if like is peer:
                 wanted = got
+        stack = model.base_model  # called alone, with a cache of its own
+        out = stack(ids[:, :32], use_cache=True)
+        alone = stack(ids[:, 32:60], position_ids=torch.arange(32, 60).expand(2, -1), **cache_of(stack, out))[0]
         tokens = model.generate(ids[:, :32], max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert relative_rms(wanted, peer(ids[:, :61]).logits) < 1e-4
+    assert relative_rms(alone, peer.base_model(ids[:, :60])[0][:, 32:]) < 1e-4
     assert relative_rms(got, model(ids[:, :61]).logits) < 1e-4
     own = peer.generate(ids[:, :32], max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert tokens.tolist() == own.tolist()
