@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from .adapters import Adapter, falcon_h1, mamba1, mamba2, mamba_ssm, nemotron_h
+from .adapters import Adapter, falcon_h1, mamba1, mamba2, mamba_ssm, unraised_mamba2
 from .hosts import Call, call_mamba_ssm, call_transformers
 
 Layers = Iterator[tuple[nn.Module, Any]]  # (block, mixer), in order
@@ -71,7 +71,7 @@ def _hybrid(layer: Adapter) -> Family:
     return Family("a hybrid with attention", _hybrid_mixers, call_transformers, layer, _transformers_embedding, False)
 
 
-HYBRID, JAMBA, FALCON_H1, NEMOTRON_H = _hybrid(mamba2), _hybrid(mamba1), _hybrid(falcon_h1), _hybrid(nemotron_h)
+HYBRID, UNRAISED, JAMBA, FALCON_H1 = map(_hybrid, (mamba2, unraised_mamba2, mamba1, falcon_h1))
 MAMBA_SSM = Family("mamba_ssm's Mamba", _mixers, call_mamba_ssm, mamba_ssm, _mamba_ssm_embedding)
 
 _KNOWN = {
@@ -81,8 +81,8 @@ _KNOWN = {
     ("transformers.models.falcon_mamba.", "FalconMambaModel"): FALCON_MAMBA,
     ("transformers.models.mamba2.", "Mamba2ForCausalLM"): MAMBA2,
     ("transformers.models.mamba2.", "Mamba2Model"): MAMBA2,
-    ("transformers.models.zamba2.", "Zamba2ForCausalLM"): HYBRID,
-    ("transformers.models.zamba2.", "Zamba2Model"): HYBRID,
+    ("transformers.models.zamba2.", "Zamba2ForCausalLM"): UNRAISED,
+    ("transformers.models.zamba2.", "Zamba2Model"): UNRAISED,
     ("transformers.models.bamba.", "BambaForCausalLM"): HYBRID,
     ("transformers.models.bamba.", "BambaModel"): HYBRID,
     ("transformers.models.granitemoehybrid.", "GraniteMoeHybridForCausalLM"): HYBRID,
@@ -91,8 +91,8 @@ _KNOWN = {
     ("transformers.models.jamba.", "JambaModel"): JAMBA,
     ("transformers.models.falcon_h1.", "FalconH1ForCausalLM"): FALCON_H1,
     ("transformers.models.falcon_h1.", "FalconH1Model"): FALCON_H1,
-    ("transformers.models.nemotron_h.", "NemotronHForCausalLM"): NEMOTRON_H,
-    ("transformers.models.nemotron_h.", "NemotronHModel"): NEMOTRON_H,
+    ("transformers.models.nemotron_h.", "NemotronHForCausalLM"): UNRAISED,
+    ("transformers.models.nemotron_h.", "NemotronHModel"): UNRAISED,
     ("mamba_ssm.models.", "MambaLMHeadModel"): MAMBA_SSM,
 }
 
