@@ -54,7 +54,7 @@ def mamba2(mixer: Any) -> Mamba2:
 
 
 def unraised_mamba2(mixer: Any) -> Mamba2:
-    """transformers' Nemotron-H and Zamba2: delta is limited as config.json says, (0, inf), and as their makers' code does.
+    """transformers' Nemotron-H and Zamba2: delta is limited by config.json, to (0, inf), as in their makers' code.
 
     transformers raises delta to time_step_min in prompts, though not in steps: a number that training only began with.
     """

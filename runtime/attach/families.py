@@ -71,7 +71,7 @@ def _hybrid(layer: Adapter) -> Family:
     return Family("a hybrid with attention", _hybrid_mixers, call_transformers, layer, _transformers_embedding, False)
 
 
-HYBRID, UNRAISED, JAMBA, FALCON_H1 = map(_hybrid, (mamba2, unraised_mamba2, mamba1, falcon_h1))
+HYBRID, UNRAISED, JAMBA, FALCON_H1 = _hybrid(mamba2), _hybrid(unraised_mamba2), _hybrid(mamba1), _hybrid(falcon_h1)
 MAMBA_SSM = Family("mamba_ssm's Mamba", _mixers, call_mamba_ssm, mamba_ssm, _mamba_ssm_embedding)
 
 _KNOWN = {
