@@ -208,7 +208,7 @@ def test_half_precision_is_known_by_its_checkpoint(pair, ids, tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["nemotron_h", "zamba2"])
 def test_delta_is_limited_as_its_maker_does(name, ids, tmp_path, monkeypatch, relative_rms):
-    """transformers raises delta to time_step_min in prompts; config.json's time_step_limit is (0, inf), or none is there."""
+    """transformers raises delta to time_step_min in prompts; its config.json says (0, inf), or nothing."""
     peer = build(name, time_step_min=0.001)
     lm = load(publish(peer, tmp_path))
     sidecar = without_decimation(make_sidecar(lm))
