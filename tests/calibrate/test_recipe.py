@@ -20,15 +20,9 @@ from longscan.calibrate.recipe.recipe import (
 
 NAMES = ["default", "demo", *(f"mamba-{size}" for size in ("1.4b", "130m", "2.8b", "370m", "790m"))]
 NAMES += [f"mamba2-{size}" for size in ("1.3b", "130m", "2.7b", "370m", "780m")]
-NAMES += ["bamba-9b", "falcon-h1-0.5b", "falcon-h1-128k", "falcon-h1-256k", "granite-4.0-h", "jamba", "nemotron-h-8k"]
-NAMES += [
-    "granite-4.0-h-1b",
-    "granite-4.0-h-350m",
-    "falcon-mamba-7b",
-    "zamba2-1.2b",
-    "paper-decimamba",
-    "paper-longmamba",
-]
+NAMES += ["bamba-9b", *(f"falcon-h1-{size}" for size in ("0.5b", "128k", "256k")), "jamba", "nemotron-h-8k"]
+NAMES += ["granite-4.0-h", "granite-4.0-h-1b", "granite-4.0-h-350m"]
+NAMES += ["falcon-mamba-7b", "zamba2-1.2b", "paper-decimamba", "paper-longmamba"]
 
 
 def test_the_shipped_recipes() -> None:
