@@ -155,8 +155,8 @@ class Attached:
         return rotary(x, position_ids, [plan.rotary for plan in call.state.plans])
 
     def _ends(self, *_: Any) -> None:
-        """A call that failed before its first mixer leaves no plan for the next."""
-        self._here.begun = None
+        """A call that failed before its first mixer leaves nothing for the next."""
+        self._here.begun, self._here.asked = None, {}
 
     def forward(self, k: int, *args: Any, **kwargs: Any) -> Tensor:
         """The forward of the k-th mixer: (B, L, M) -> (B, L, M)."""

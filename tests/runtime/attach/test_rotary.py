@@ -134,8 +134,8 @@ def test_threads_share_no_factor(pair, ids, relative_rms):
     assert relative_rms(wanted[1], wanted[2]) > 1e-4 < relative_rms(wanted[0], wanted[1])
 
 
-def test_a_call_that_fails_early_leaves_no_plan(pair, ids, relative_rms):
-    """A layer called by itself afterwards begins anew."""
+def test_a_call_that_fails_early_leaves_nothing(pair, ids):
+    """A layer, or the stack, called by itself afterwards begins anew."""
     model, lm = pair
     mixer = next(module for module in model.modules() if hasattr(module, "A_log"))
     hidden = torch.randn(1, 20, model.config.hidden_size)
@@ -151,6 +151,10 @@ def test_a_call_that_fails_early_leaves_no_plan(pair, ids, relative_rms):
         handle.remove()
         mixer(hidden)
         assert attached.plan.length == 20
+        with pytest.raises(IndexError):
+            model(ids + 100, attention_mask=torch.ones_like(ids).tril(63 - 20))
+        model.base_model(ids)
+        assert attached.plan.length == 64
 
 
 @pytest.mark.parametrize("name", ["mamba", "granite", "jamba", "nemotron_h"])
