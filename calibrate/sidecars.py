@@ -28,10 +28,18 @@ def assemble(
     calibration: Any = None,
     scores: Any = None,
     filter_decode: bool = True,
+    rotary: Mapping[int, float] | None = None,
 ) -> Sidecar:
-    """A Sidecar for `lm` from bands in order of length, each an entry and its tensors."""
+    """A Sidecar for `lm` from bands in order of length, each an entry and its tensors.
+
+    rotary: factor on rotary positions by calibrated length; it and filter_decode are written where they say something
+    """
     tensors = {f"bands.{b}.{name}": tensor for b, (_, found) in enumerate(bands) for name, tensor in found.items()}
-    policy = {"bands": [entry.to_json() for entry, _ in bands]}
+    policy: dict[str, Any] = {"bands": [entry.to_json() for entry, _ in bands]}
+    if not filter_decode:
+        policy["filter_decode"] = False
+    if rotary and any(factor > 1 for factor in rotary.values()):
+        policy["rotary"] = {str(length): factor for length, factor in rotary.items()}
     metadata = {
         "format": "pt",
         "schema": SCHEMA,
@@ -47,6 +55,6 @@ def assemble(
         "recipe": canonical(recipe or {}),
         "calibration": canonical(calibration or {}),
         "scores": canonical(scores or []),
-        "policy": canonical(policy if filter_decode else {**policy, "filter_decode": False}),
+        "policy": canonical(policy),
     }
     return Sidecar(tensors, metadata)

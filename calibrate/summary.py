@@ -47,6 +47,12 @@ class Facts:
         return Facts(**parts)
 
 
+def taken(side: Sidecar, length: int) -> str:
+    """What auto does at a length, by the name its row of the scores has."""
+    plan = side.plan(length)
+    return plan.method + ("+yarn" if plan.rotary else "")
+
+
 def calibrated_lengths(side: Sidecar) -> list[int]:
     return [length for band in side.bands for length in band.lengths]
 
@@ -102,7 +108,7 @@ def headline(side: Sidecar) -> str | None:
     if not scores:
         return None
     length = max(row["length"] for row in scores)
-    chosen = side.plan(length).method
+    chosen = taken(side, length)
     where = f"At {length:,} tokens, {length / side.train_length:g} times the training length,"
     rows = {row["method"]: row for row in scores if row["length"] == length}
     if chosen not in rows or "none" not in rows or chosen == "none":
@@ -131,7 +137,7 @@ def score_tables(side: Sidecar) -> list[tuple[str, list[str], list[list[str]]]]:
         methods = ordered([method for _, method in cells])
         rows = []
         for length in sorted({length for length, _ in cells}):
-            chosen = side.plan(length).method
+            chosen = taken(side, length)
             line = [f"{length:,} ({length / side.train_length:g}x)"]
             for method in methods:
                 value = cells.get((length, method))

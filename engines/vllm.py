@@ -65,11 +65,15 @@ class Filters:
         self._layers: list[Any] | None = None
         own = self._sidecar.plan(length)
         self._say(
-            "LongScan: every request, whatever its length, is to be filtered as one of %d tokens by %s%s%s",
+            "LongScan: every request, whatever its length, is to be filtered as one of %d tokens by %s%s%s%s",
             length,
             path,
             "" if own.method == "filter" else f", whose own choice there is {own.method!r}",
             "; this is beyond its last calibrated length" if own.extrapolated else "",
+            f"; its rotary factor of {own.rotary.factor:g} from {own.rotary.original} tokens on is left to vLLM's own "
+            "settings (--hf-overrides)"
+            if own.rotary
+            else "",
         )
 
     def of(self, mixer: Any, A: Tensor, bias: Tensor) -> Tensor | None:

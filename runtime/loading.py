@@ -31,6 +31,7 @@ def load(
     model: `demo`, `demo-mamba2`, a local folder, or a Hub id, in the state-spaces or the transformers layout; or
         the Hub id of a sidecar that `calibrate push` made, alone: the model is then the one it was made for
     sidecar: a file, a Hub id (`user/name`, `user/name@revision`) or a Sidecar; None is the plain model
+    device: auto, cpu, cuda or cuda:N; "spread" lays a hybrid's layers over all GPUs (accelerate's device_map="auto")
     revision: of the Hub repository `model`; of the sidecar's where the model is on disk
     dtype: "auto" is float32 on a CPU and bfloat16 on a GPU; the SSM state is float32 in both
     filter_decode: filter generated tokens too, with the sidecar's g at the length reached; False as published; None as
@@ -38,7 +39,8 @@ def load(
 
     Raises CheckpointError (model files) and SidecarError (sidecar malformed, or made for another model).
     """
-    place = pick_device(device)
+    spread = device == "spread"
+    place = pick_device("auto" if spread else device)
     source = locate(str(model), revision)
     if source.is_sidecar():
         own = Sidecar.read(source.folder)
@@ -49,7 +51,7 @@ def load(
     path = source.find("config.json")
     if path is None:
         raise CheckpointError(f"{model} has no config.json; give a folder with a Mamba checkpoint")
-    lm = _load_plain(source, path, place, pick_dtype(dtype, place), backend, filter_decode)
+    lm = _load_plain(source, path, None if spread else place, pick_dtype(dtype, place), backend, filter_decode)
     if isinstance(sidecar, str | Path):
         sidecar = Sidecar.read(sidecar, None if is_hub_id(source.name) else revision)
     if sidecar is None:
@@ -64,11 +66,18 @@ def _takes_revision(sidecar: str | Path | Sidecar | None) -> bool:
 
 
 def _load_plain(
-    source: Source, path: Path, device: torch.device, dtype: torch.dtype, backend: str, filter_decode: bool | None
+    source: Source,
+    path: Path,
+    device: torch.device | None,
+    dtype: torch.dtype,
+    backend: str,
+    filter_decode: bool | None,
 ) -> LM:
     """The model without a sidecar. Hybrids with attention are read through transformers."""
     if is_hybrid(path):
         return load_hybrid(source, device, dtype, backend, filter_decode)
+    if device is None:
+        raise ValueError("device 'spread' is for hybrids, which transformers reads; use auto, cpu or cuda")
     config = ModelConfig.read(path)
     return LM(source, config, read_weights(source, config, device, dtype), None, backend, filter_decode)
 

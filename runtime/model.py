@@ -35,9 +35,11 @@ class LM:
     """A model with its sidecar. Build it with `load`.
 
     hybrid: attention among the Mamba layers. It filters and scales, but its layers cannot be run one by one
+    rotary: that attention has rotary positions, which a sidecar's factors may stretch
     """
 
     hybrid = False
+    rotary = False
 
     def __init__(
         self,
@@ -66,7 +68,12 @@ class LM:
         return load_tokenizer(self.source, self.config)
 
     def with_sidecar(self, sidecar: Sidecar | None) -> LM:
-        """The same weights under another sidecar; nothing is copied."""
+        """The same weights under another sidecar; nothing is copied.
+
+        Raises SidecarError for one with factors on rotary positions that this model does not have.
+        """
+        if sidecar is not None:
+            sidecar.check_rotary(self.rotary)
         other = copy(self)
         other.sidecar = sidecar
         for kept in ("_digest", "_growth"):

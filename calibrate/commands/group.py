@@ -131,7 +131,9 @@ model_options = grouped(
     click.option("--revision", help="Branch, tag or commit of a Hub model."),
 )
 place_options = grouped(
-    click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
+    click.option(
+        "--device", default="auto", show_default=True, help="auto, cpu or cuda; spread: a hybrid over all GPUs."
+    ),
     click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document.")

@@ -114,8 +114,8 @@ def _perplexity(lm: LM, documents: Sequence[Tensor], request: Request) -> list[d
             if not len(sets[length]):
                 raise UserError(f"no document is longer than {length} tokens; give shorter --lengths or longer texts")
 
-    def losses(length: int, plan: Plan) -> Tensor:
-        return tail_losses(lm, sets[length], tail, plan.method, request.batch_tokens)
+    def losses(length: int, method: str) -> Tensor:
+        return tail_losses(lm, sets[length], tail, method, request.batch_tokens)
 
     rows = []
     for length, method, plan, loss, plain, seconds in _each(lm, lengths, request.methods, losses):
@@ -123,7 +123,7 @@ def _perplexity(lm: LM, documents: Sequence[Tensor], request: Request) -> list[d
         value = math.exp(float(loss.mean()))
         # First-order influence of a window on exp(mean loss), and on its difference from the plain model's.
         influence = value * (loss - loss.mean())
-        if plain is not None and plan.method != "none":
+        if plain is not None and plan != Plan("none", length):
             influence = influence - math.exp(float(plain.mean())) * (plain - plain.mean())
         rows.append(_row(length, method, plan, value, influence, n, seconds, sets[length].numel()))
     return rows
@@ -141,13 +141,13 @@ def _recall(lm: LM, documents: Sequence[Tensor], request: Request) -> list[dict[
     depths = [depth for _ in range(each) for depth in DEPTHS]
     sets = {n: _asked(lm, documents, n, depths, request) for n in lengths}
 
-    def answered(length: int, plan: Plan) -> Tensor:
-        return sets[length][1](plan.method)
+    def answered(length: int, method: str) -> Tensor:
+        return sets[length][1](method)
 
     rows = []
     for length, method, plan, right, plain, seconds in _each(lm, lengths, request.methods, answered):
         influence = right - right.mean()
-        if plain is not None and plan.method != "none":
+        if plain is not None and plan != Plan("none", length):
             influence = influence - (plain - plain.mean())
         row = _row(length, method, plan, float(right.mean()), influence, len(right), seconds, sets[length][0])
         by_depth = right.view(each, len(DEPTHS)).mean(0)
@@ -176,7 +176,7 @@ def _each(lm: LM, lengths: Sequence[int], methods: Sequence[str], run: Any) -> A
         plan = plans[length, method]
         if plan not in done:
             began = time.monotonic()
-            done[plan] = (run(length, plan), time.monotonic() - began)
+            done[plan] = (run(length, method), time.monotonic() - began)
         plain = done.get(Plan("none", length))
         yield length, method, plan, done[plan][0], plain[0] if plain else None, done[plan][1]
 
@@ -189,6 +189,7 @@ def _row(
         "length": length,
         "method": method,
         "resolved_method": plan.method,
+        **({"rotary": plan.rotary.factor} if plan.rotary else {}),
         "extrapolated": plan.extrapolated,
         "value": round(value, 6),
         "stderr": None if error is None else round(error, 6),

@@ -111,11 +111,12 @@ class Measure:
         self.layers = []
         for layer in lm.weights.layers:
             D = layer.A.shape[0]
-            sketch = DeltaSketch.empty(D, values, lm.device)
-            decay = torch.zeros(windows, D, dtype=torch.float64, device=lm.device)
-            distance = torch.zeros(windows, D, device=lm.device)
+            device = layer.A.device
+            sketch = DeltaSketch.empty(D, values, device)
+            decay = torch.zeros(windows, D, dtype=torch.float64, device=device)
+            distance = torch.zeros(windows, D, device=device)
             lengths = len(published[0]) if published else 0
-            g = torch.zeros(windows, lengths, D, dtype=torch.float64, device=lm.device)
+            g = torch.zeros(windows, lengths, D, dtype=torch.float64, device=device)
             self.layers.append(LayerMeasurement(sketch, decay, distance, g))
 
     def observe(self, layer: int, inputs: ScanInputs) -> LayerPlan | None:
@@ -173,9 +174,9 @@ def measured(
         journal.put_tensors("measurements", {f"{i}.{k}": t for i, one in enumerate(kept) for k, t in enumerate(one)})
         return layers
     restored = []
-    for i in range(len(lm.weights.layers)):
+    for i, device in enumerate(lm.weights.devices):
         *sketch, decay, distance, g = (found[f"{i}.{k}"] for k in range(8))
-        sketch = [t.to(lm.device) for t in sketch]
+        sketch = [t.to(device) for t in sketch]
         restored.append(LayerMeasurement(DeltaSketch.of(sketch, windows.numel()), decay, distance, g))
     return restored
 

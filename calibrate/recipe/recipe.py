@@ -185,6 +185,14 @@ class Scale(Section):
     top: Some[Share] = Field((0.1, 0.2, 0.4), description="candidates: share of the model's channels")
 
 
+class Rotary(Section):
+    """YaRN's factor on the rotary positions of a hybrid's attention, beside the method a length was given."""
+
+    factors: Several[Positive] = Field(
+        (0.5, 1.0, 2.0), description="candidates as multiples of S/L, those above 1; empty: none is tried"
+    )
+
+
 class Recall(Section):
     """Passkeys that candidates are compared on: some haystacks are salted, as other kinds of text are by themselves."""
 
@@ -231,6 +239,7 @@ class Recipe(Section):
     filter: Filter = Field(Filter(), description="LongMamba's token filtering")
     decimate: Decimate = Field(Decimate(), description="DeciMamba's token decimation")
     scale: Scale = Field(Scale(), description="delta scaling, the rival of both")
+    rotary: Rotary = Field(Rotary(), description="rotary positions, of the models that have them")
     recall: Recall = Field(Recall(), description="the passkeys candidates are compared on")
     policy: Policy = Field(Policy(), description="how the method of a length is picked")
 

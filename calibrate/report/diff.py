@@ -65,7 +65,8 @@ def _plan(side: Sidecar, length: int, method: str) -> str | None:
     except SidecarError:
         return None
     keep = ", ".join(f"layer {layer} keeps {n}" for layer, n in sorted(plan.decimate.items()))
-    return plan.method + (f" ({keep})" if keep else "")
+    stretched = f", rotary factor {plan.rotary.factor:g}" if plan.rotary else ""
+    return plan.method + (f" ({keep})" if keep else "") + stretched
 
 
 def _tensor(a: Sidecar, b: Sidecar, name: str) -> dict[str, Any] | None:

@@ -9,7 +9,17 @@ from typing import Any
 import torch
 
 from ...runtime.sidecar.sidecar import Sidecar
-from ..summary import Facts, calibrated_lengths, filtered_channels, haystacks, kept_mass, label, layer_values, ordered
+from ..summary import (
+    Facts,
+    calibrated_lengths,
+    filtered_channels,
+    haystacks,
+    kept_mass,
+    label,
+    layer_values,
+    ordered,
+    taken,
+)
 from ..summary import perplexity as exp
 from .plots import COLOURS, PALETTE, Picture, against_length, axes, colour, heat, tokens
 
@@ -52,7 +62,7 @@ def perplexity(side: Sidecar) -> Picture | None:
             x = sorted(by_length)
             y = [exp(by_length[n]) for n in x]
             panel.plot(x, y, "o-", ms=4, color=colour(method, index), label=label(method))
-        chosen = [(n, found[m][n]) for n in lengths if n in found.get(m := side.plan(n).method, {})]
+        chosen = [(n, found[m][n]) for n in lengths if n in found.get(m := taken(side, n), {})]
         panel.plot(
             [n for n, _ in chosen], [exp(v) for _, v in chosen], "o", ms=10, mfc="none", mec=COLOURS["auto"],
             label="auto takes this",

@@ -35,6 +35,7 @@ def describe(side: Sidecar) -> dict[str, Any]:
         "layers": int(meta["n_layer"]),
         "channels": int(meta["channels"]),
         "bands": bands,
+        "rotary": {str(length): factor for length, factor in side.rotary.items()},
         "by_layer": [{"length": n, "layers": layer_rows(side, n)} for n in calibrated_lengths(side)],
         "scores": facts.scores,
         "calibration": facts.calibration,
@@ -119,6 +120,9 @@ def render(found: dict[str, Any]) -> str:
             keep += f" (score: {band['score']} channels)"
         lengths = ",".join(map(str, band["lengths"]))
         lines.append(f"{lengths:<22}{band['method']:<10}{theta:<11}{mass:<34}{keep}".rstrip())
+    if found["rotary"]:
+        factors = ", ".join(f"{factor:g} at {length}" for length, factor in found["rotary"].items())
+        lines.append(f"factor on rotary positions (auto): {factors}")
     last = found["by_layer"][-1]
     lines += [
         "",

@@ -127,6 +127,7 @@ def _facts(side: Sidecar, name: str, data: bytes, run: Mapping[str, Any] | None)
             f"{made.get('texts')}, {made.get('tokens', 0):,} tokens, sha256 {str(made.get('texts_sha256', ''))[:16]}",
         ),
         ("calibrated lengths", ", ".join(tokens(n) for n in calibrated_lengths(side))),
+        *([("rotary factors", ", ".join(f"{tokens(n)}: {f:g}" for n, f in side.rotary.items()))] * bool(side.rotary)),
         ("objective", f"{made.get('objective')}, {made.get('samples')} windows a length, seed {made.get('seed')}"),
         (
             "measured on",

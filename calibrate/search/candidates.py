@@ -57,11 +57,12 @@ class ScalePick:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A filter, a decimation, both, a scale, or nothing."""
+    """A filter, a decimation, both, a scale, or nothing; rotary: the factor on rotary positions beside it."""
 
     filter: FilterPick | None = None
     decimate: DecimatePick | None = None
     scale: ScalePick | None = None
+    rotary: float = 1.0
 
     @property
     def method(self) -> str:
@@ -73,7 +74,7 @@ class Candidate:
 
     def untouched(self) -> int:
         """Layers at the bottom that read exactly what the plain model's read."""
-        if self.scale:
+        if self.scale or self.rotary > 1:
             return 0
         lowest = [pick.layers[0] for pick in (self.filter, self.decimate) if pick]
         return min(lowest, default=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -45,20 +46,41 @@ def choose(
             continue
         score = scoring.score(candidate, picks.length)
         rows.append(_row(picks.length, candidate, score, *_differences(score, plain, policy, seed), scoring.texts))
-        if candidate.method not in allowed:
-            continue
-        loss, answered = _differences(score, held, policy, seed)
-        worse = _reads_a_text_worse(score, plain, scoring.texts, confidence, policy, seed)
-        worse |= (loss is not None and not loss[0] <= 0) or (answered is not None and not answered[0] >= -policy.margin)
-        if not worse and clearly_better(score, held, confidence, policy.bootstrap, seed):
+        if candidate.method in allowed and _takes_over(score, held, plain, scoring.texts, confidence, policy, seed):
             best, held = candidate, score
     return best, rows
 
 
-def _reads_a_text_worse(score: Score, plain: Score, texts: int, confidence: float, policy: Policy, seed: int) -> bool:
-    """Whether a candidate's loss on one of several texts is above the plain model's, beyond doubt."""
-    more = [(score.losses - plain.losses)[i::texts] for i in range(texts)] if texts > 1 else []
-    return any(not interval(each, confidence, policy.bootstrap, seed)[0] <= 0 for each in more if len(each))
+def stretch(
+    search: Scoring, judge: Scoring, held: Candidate, length: int, policy: Policy, seed: int, comparisons: int,
+    multiples: Sequence[float],
+) -> tuple[Candidate, list[dict[str, Any]]]:  # fmt: skip
+    """The last coordinate of a model with rotary positions: what `choose` chose, with a factor on them or without.
+
+    multiples: candidates, times S / L; those that come to 1 or less are none. The factor that does best on the texts of
+    the search is held against the choice on texts that it has not seen, by the same rule. Returns the choice, and the
+    comparison's row.
+    """
+    factors = [round(each * length / search.tables.train_length, 6) for each in multiples]
+    tried = [replace(held, rotary=factor) for factor in factors if factor > 1]
+    if not tried:
+        return held, []
+    best = search.halving(tried, length)[0]
+    score, before, plain = judge.score(best, length), judge.score(held, length), judge.score(NONE, length)
+    row = _row(length, best, score, *_differences(score, plain, policy, seed), judge.texts)
+    taken = _takes_over(score, before, plain, judge.texts, policy.corrected(comparisons), policy, seed)
+    return best if taken else held, [row]
+
+
+def _takes_over(
+    score: Score, held: Score, plain: Score, texts: int, confidence: float, policy: Policy, seed: int
+) -> bool:
+    """The rule of `choose`; of several texts, none may be read worse than by the plain model, beyond doubt."""
+    loss, answered = _differences(score, held, policy, seed)
+    worse = (loss is not None and not loss[0] <= 0) or (answered is not None and not answered[0] >= -policy.margin)
+    for more in [(score.losses - plain.losses)[i::texts] for i in range(texts)] if texts > 1 and loss else []:
+        worse |= not interval(more, confidence, policy.bootstrap, seed)[0] <= 0
+    return not worse and clearly_better(score, held, confidence, policy.bootstrap, seed)
 
 
 def _differences(
@@ -80,7 +102,8 @@ def _row(
     answered_in: tuple[float, float] | None,
     texts: int,
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"length": length, "method": candidate.method, "value": round(score.value, 6)}
+    name = candidate.method + ("+yarn" if candidate.rotary > 1 else "")
+    row: dict[str, Any] = {"length": length, "method": name, "value": round(score.value, 6)}
     if len(score.losses):
         row["loss"] = round(float(score.losses.mean()), 6)
         row["loss_difference"] = _finite(loss_in)
@@ -97,6 +120,8 @@ def _row(
         row["score"] = candidate.decimate.score
     if candidate.scale:
         row |= vars(candidate.scale)
+    if candidate.rotary > 1:
+        row["rotary"] = candidate.rotary
     return row
 
 

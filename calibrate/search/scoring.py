@@ -96,16 +96,16 @@ class Scoring:
         key = canonical([self.purpose, asdict(candidate), length, *seen_before])
         found = self.journal.get(key)
         if found is None:
-            lm, method, read = self._model(candidate, length), candidate.method, shared.read if shared else read_whole
+            lm, read = self._model(candidate, length), shared.read if shared else read_whole
             found = {"losses": [], "right": [], "probability": []}
             if new_windows is not None and len(new_windows):
                 losses = tail_losses(
-                    lm, new_windows, self.tail, method, self.batch_tokens, processes=self.processes, read=read
+                    lm, new_windows, self.tail, "auto", self.batch_tokens, processes=self.processes, read=read
                 )
                 found["losses"] = losses.tolist()
             if new_trials is not None and len(new_trials.keys):
                 right, probability = passkey_answered(
-                    lm, new_trials, method, self.batch_tokens, processes=self.processes, read=read
+                    lm, new_trials, "auto", self.batch_tokens, processes=self.processes, read=read
                 )
                 found["right"], found["probability"] = right.tolist(), probability.tolist()
             self.journal.put(key, found)
@@ -160,7 +160,7 @@ class Scoring:
         L = self.tables.train_length
         band = band_entry(candidate.method, filters, candidate.decimate, [length], L)
         tensors = self.tables.band([length], filters, candidate.decimate, candidate.scale, only=True)
-        return self.lm.with_sidecar(assemble(self.lm, L, [(band, tensors)]))
+        return self.lm.with_sidecar(assemble(self.lm, L, [(band, tensors)], rotary={length: candidate.rotary}))
 
 
 _NO_VALUES = torch.empty(0, dtype=torch.float64)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...runtime.sidecar.sidecar import Band
 from ..console import progress
 from ..search.candidates import Candidate
-from ..search.choice import bands, choose
+from ..search.choice import bands, choose, stretch
 from ..search.scoring import Scoring
 from .job import Job
 from .published import unsearched_band
@@ -20,13 +20,14 @@ from .search import Found, passkeys
 
 @dataclass(frozen=True)
 class Decided:
-    """bands: entries and tensors; scores: the comparison, for the report.
+    """bands: entries and tensors; scores: the comparison, for the report; rotary: factor on rotary positions by length.
 
     tokens: read in all, layers left out counted as parts; cost: those over what looking at everything once takes
     """
 
     bands: Sequence[tuple[Band, Mapping[str, Tensor]]]
     scores: list[dict[str, Any]]
+    rotary: Mapping[int, float]
     tokens: int
     cost: float
     record: dict[str, Any]
@@ -38,21 +39,25 @@ def decide(job: Job, found: Found) -> Decided:
     tables, windows = measured.tables, measured.tokens.windows
     if found.scoring is None:
         read = windows.numel() if tables.layers else 0
-        return Decided([unsearched_band(job, tables)], [], read, 0.0, found.record)
+        return Decided([unsearched_band(job, tables)], [], {}, read, 0.0, found.record)
     chosen: list[Candidate] = []
     scores: list[dict[str, Any]] = []
-    comparisons = len(job.methods) * len(job.lengths)
+    multiples = job.recipe.rotary.factors if job.lm.rotary else ()
+    comparisons = (len(job.methods) + bool(multiples)) * len(job.lengths)
     token_layers, distinct = found.scoring.token_layers, 0
     for pick in progress(found.picks, "deciding on fresh text", unit="length"):
         judge = _judge(job, found, found.scoring, pick.length)
-        best, rows = choose(judge, pick, job.methods, job.recipe.policy, job.options.seed, comparisons)
+        by = job.recipe.policy, job.options.seed, comparisons
+        best, rows = choose(judge, pick, job.methods, *by)
+        best, more = stretch(found.scoring, judge, best, pick.length, *by, multiples)
         chosen.append(best)
-        scores += rows
+        scores += rows + more
         token_layers += judge.token_layers
         distinct += sum(found.scoring.counts(1.0) + judge.counts(1.0)) * pick.length
     made = bands(tables, found.picks, chosen)  # may sweep, which counts
     spent = (token_layers + measured.sweeper.token_layers) / len(tables.layers) + windows.numel()
-    return Decided(made, scores, int(spent), spent / distinct, found.record)
+    rotary = {pick.length: best.rotary for pick, best in zip(found.picks, chosen)}
+    return Decided(made, scores, rotary, int(spent), spent / distinct, found.record)
 
 
 def _judge(job: Job, found: Found, scoring: Scoring, length: int) -> Scoring:

@@ -29,7 +29,7 @@ def write(job: Job, decided: Decided, seconds: float) -> Calibration:
     """seconds: how long the stages before took."""
     side = assemble(
         job.lm, job.L, decided.bands, recipe=json.loads(to_json(job.recipe)), calibration=decided.record,
-        scores=decided.scores, filter_decode=job.recipe.filter.decode,
+        scores=decided.scores, filter_decode=job.recipe.filter.decode, rotary=decided.rotary,
     )  # fmt: skip
     summary = []
     for entry, tensors in decided.bands:

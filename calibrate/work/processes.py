@@ -79,6 +79,8 @@ def join(device: str) -> tuple[Processes, str]:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return ALONE, device
+    if device == "spread":
+        raise UserError("--device spread gives one process all GPUs; start it without torchrun")
     rank = int(os.environ["RANK"])
     if device == "auto" and torch.cuda.is_available():
         device = "cuda"

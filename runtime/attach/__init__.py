@@ -51,12 +51,6 @@ def attach(
     family = family_of(model)
     if MARK in vars(model):
         raise ValueError("this model is attached already; detach(model) first")
-    for _, mixer in family.find(model):
-        if "forward" in vars(mixer) or any(parameter.is_meta for parameter in mixer.parameters()):
-            raise ValueError(
-                "another library runs this model's layers already (accelerate, for a model spread over devices or "
-                "offloaded); load it on one device"
-            )
     if method not in ("auto", *METHODS):
         raise ValueError(f"unknown method {method!r}; choose auto, {', '.join(METHODS)}")
     if sidecar is None and method not in ("auto", "none"):

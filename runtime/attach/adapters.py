@@ -5,6 +5,7 @@ A layer is made anew for each call, so that it holds the parameters as they are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,19 +46,19 @@ def _inner_norms(mixer: Any) -> Any:
 
 
 def mamba2(mixer: Any) -> Mamba2:
-    """transformers' Mamba2 mixers, those of the hybrids Zamba2, Bamba and Granite 4 among them.
+    """transformers' Mamba2 mixers, those of the hybrids Bamba and Granite 4 among them.
 
     The model's time_step_limit holds for steps as for prompts; transformers leaves it out of its own steps.
     """
     return _mamba2(mixer, mixer.norm, mixer.n_groups, mixer.ssm_state_size, mixer.time_step_limit, _wide(mixer.D))
 
 
-def nemotron_h(mixer: Any) -> Mamba2:
-    """transformers' Nemotron-H: delta is limited as its config.json says, (0, inf), and as NVIDIA's own code does.
+def unraised_mamba2(mixer: Any) -> Mamba2:
+    """transformers' Nemotron-H and Zamba2: delta is limited by config.json, to (0, inf), as in their makers' code.
 
     transformers raises delta to time_step_min in prompts, though not in steps: a number that training only began with.
     """
-    limit = mixer.config.time_step_limit
+    limit = getattr(mixer.config, "time_step_limit", None) or (0.0, math.inf)
     return _mamba2(mixer, mixer.norm, mixer.n_groups, mixer.ssm_state_size, limit, _wide(mixer.D))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,9 +23,10 @@ from ..reading.state import State
 from ..sidecar.plan import PLAIN, Plan
 from ..sidecar.sidecar import Sidecar, filters_decode
 from .call import Call, Here, Settings
-from .families import Family
+from .families import Family, backbone_of, rotary_of
 from .gradient import without_gradient
-from .hosts import Memory, refuse_packed
+from .hosts import Memory, memory_of, refuse_packed, refuse_spread, slot
+from .rotary import Rotary
 from .view import View
 
 MARK = "_longscan_attached"
@@ -51,7 +53,11 @@ class Attached:
         filter_decode: bool | None,
     ):
         self.model, self.family, self.backend = model, family, backend
+        refuse_spread(model, [mixer for _, mixer in family.find(model)])
         self.view = View(model, family)
+        self.rotary = rotary_of(model, family)
+        if sidecar is not None:
+            sidecar.check_rotary(self.rotary is not None)
         growth = None if sidecar is None else Growth(sidecar, self.view)
         self.settings = Settings(sidecar, growth, method, filter_decode)
         self._here = Here()
@@ -86,13 +92,24 @@ class Attached:
 
     def _replace(self) -> None:
         for k, part in enumerate(self.view.parts):
-            part.module.forward = MixerForward(self, k)
-            self._undo.append(partial(delattr, part.module, "forward"))
+            self._put(part.module, Forward(self, partial(self.forward, k)))
             if self.family.decimates:
                 self._undo.append(part.block.register_forward_hook(self._gather).remove)
         self._undo.append(self.model.register_forward_pre_hook(self._asks, with_kwargs=True).remove)
+        if self.rotary is not None:
+            backbone = backbone_of(self.model)
+            if backbone is not self.model:  # it may be called alone, and with a cache of its own
+                self._undo.append(backbone.register_forward_pre_hook(self._asks, with_kwargs=True).remove)
+            rotate = partial(self._rotate, Rotary(self.rotary, getattr(self.rotary, slot(self.rotary))))
+            self._put(self.rotary, Forward(self, rotate))
+            self._undo.append(backbone.register_forward_hook(self._ends, always_call=True).remove)
         vars(self.model)[MARK] = self
         self._undo.append(partial(vars(self.model).pop, MARK))
+
+    def _put(self, module: Any, forward: Forward) -> None:
+        name = slot(module)
+        self._undo.append(partial(_give_back, module, getattr(module, name)))
+        setattr(module, name, forward)
 
     def detach(self) -> None:
         """Give the model its own forward back: the same functions, the same bits. A second call does nothing."""
@@ -125,9 +142,21 @@ class Attached:
     # -- one call of the model ---------------------------------------------------------------------------------
 
     def _asks(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        asked = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
-        refuse_packed({**kwargs, **asked})
-        self._here.asked = asked
+        asked = {**kwargs, **inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments}
+        refuse_packed(asked)
+        self._here.asked = asked if model is self.model else {**self._here.asked, **asked}
+
+    def _rotate(self, rotary: Rotary, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The forward of the rotary embedding, which comes before any layer: the call's plan is decided here."""
+        here = self._here
+        with torch.no_grad():
+            memory = memory_of(here.asked, self.view.parts[0].module)
+            here.begun = call = self._begin(x, None, memory)
+        return rotary(x, position_ids, [plan.rotary for plan in call.state.plans])
+
+    def _ends(self, *_: Any) -> None:
+        """A call that failed before its first mixer leaves nothing for the next."""
+        self._here.begun, self._here.asked = None, {}
 
     def forward(self, k: int, *args: Any, **kwargs: Any) -> Tensor:
         """The forward of the k-th mixer: (B, L, M) -> (B, L, M)."""
@@ -138,8 +167,14 @@ class Attached:
             raise ValueError("a CUDA graph would freeze the filter at one length; run without (mamba_ssm: cg=False)")
         hidden, mask, memory = self.family.call(module, *args, **kwargs)
         with torch.no_grad():
-            call = self._begin(hidden, mask, memory) if k == 0 else self._here.call
-            assert call is not None  # the first mixer of this thread's call began it
+            here = self._here
+            if k == 0:
+                call = self._begin(hidden, mask, memory) if here.begun is None else here.begun
+                here.call, here.begun = call, None
+                if memory is not None:
+                    memory.remember(call.state)
+            assert here.call is not None  # the first mixer of this thread's call began it
+            call = here.call
             padding = call.padding
             out = self._mix(k, hidden if padding is None else padding.rolled(hidden), memory, call)
             out = out if padding is None else padding.back(out)
@@ -148,6 +183,7 @@ class Attached:
 
     def _mix(self, k: int, hidden: Tensor, memory: Memory | None, call: Call) -> Tensor:
         layer, mask, plan = self.view.parts[k].layer, call.mask, call.plans[k]
+        mask = None if mask is None else mask.to(hidden.device)
         conv, ssm = (None, None) if memory is None else memory.read(layer.conv_shape[-1])
         if conv is None:
             conv = hidden.new_zeros(hidden.shape[0], *layer.conv_shape)
@@ -173,21 +209,22 @@ class Attached:
         return out if index is None else self._spread(out, index, hidden.shape[1], call)
 
     def _begin(self, hidden: Tensor, mask: Tensor | None, memory: Memory | None) -> Call:
-        """The first mixer of a call: which plan, for how many tokens of each row."""
+        """At the rotary embedding or the first mixer of a call: which plan, for how many tokens of each row."""
         batch, L, _ = hidden.shape
         here = self._here
         settings = self.settings if here.settings is None else here.settings
-        call = here.call = Call(settings, here.total_length, here.observer, here.asked)
+        call = Call(settings, here.total_length, here.observer, here.asked, _nothing_read(batch))
         here.asked = {}
         if mask is None:  # transformers hands none to its mixers where a token is decoded
             mask = call.asked.get("attention_mask")
+        if isinstance(mask, Mapping):  # one for each kind of layer
+            mask = mask.get("linear_attention")
         if isinstance(mask, Tensor):
             if mask.dim() != 2 or mask.shape[0] != batch or mask.shape[1] < L:
                 raise ValueError(
                     f"attention_mask has shape {tuple(mask.shape)}; attach reads a padding mask ({batch}, tokens)"
                 )
             call.padding = read_padding(mask[:, -L:].to(hidden.device))
-        state = _nothing_read(batch)
         fresh = memory is None or not memory.started()
         if memory is not None and not fresh:
             before = memory.reading()
@@ -195,7 +232,8 @@ class Attached:
                 raise ValueError(
                     "this cache was not filled by the attached model with as many rows; start with a new cache"
                 )
-            state = before
+            call.state = before
+        state = call.state
         on_cpu = None if call.mask is None else call.mask.cpu()
         new = torch.full_like(state.length, L) if on_cpu is None else on_cpu.sum(1)
         if L == 1 and not fresh and state.total is None:  # a token that is decoded, not a piece of a prompt
@@ -203,7 +241,7 @@ class Attached:
             call.plans = growth.layer_plans(state) if growth is not None else [PLAIN] * len(self.view.parts)
             state.length += new
             return call
-        state = state.clone()
+        state = call.state = state.clone()
         keep = call.asked.get("logits_to_keep", call.asked.get("num_last_tokens", 0))
         call.protected = max(1, keep if isinstance(keep, int) else L)
         self._decide(hidden, on_cpu, state, fresh, (state.length + new).tolist(), call)
@@ -217,8 +255,6 @@ class Attached:
         if state.total is not None and bool((state.length >= state.total).all()):
             state.total = None
         here.plan = state.plan
-        if memory is not None:
-            memory.remember(state)
         return call
 
     def _decide(
@@ -231,7 +267,10 @@ class Attached:
                 "rows of unequal length cannot be decimated in one call; give them one by one, or attach with "
                 "method='filter'"
             )
+        before = state.plans
         plan_prompt(sidecar, hidden, mask, state, fresh, call.total_length, method, call.protected)
+        if not fresh:  # the keys in the cache were rotated by its factor
+            state.plan = _rotated_as(before, state.plans)
         if not any(plan.decimate for plan in state.plans):
             return
         if not self.family.decimates:
@@ -261,19 +300,35 @@ class Attached:
         return tuple(gather(t, index) for t in out)
 
 
-class MixerForward:
-    """The forward of one mixer of an attached model; torch.compile leaves it alone."""
+class Forward:
+    """The forward of one module of an attached model; torch.compile leaves it alone."""
 
-    def __init__(self, attached: Attached, k: int):
+    def __init__(self, attached: Attached, run: Callable[..., Any]):
         self._attached = attached
-        self._run = torch.compiler.disable(partial(attached.forward, k))
+        self._run = torch.compiler.disable(run)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        out: Tensor = self._run(*args, **kwargs)
-        return out
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self._attached.__reduce_ex__(protocol)
+
+
+def _give_back(module: Any, own: Any) -> None:
+    """Undo `_put`, though accelerate may have put its hooks on the module, or taken them off, since."""
+    name = slot(module)
+    if name == "forward" and getattr(own, "__func__", None) is type(module).forward:
+        del module.forward
+    else:
+        setattr(module, name, own)
+
+
+def _rotated_as(before: tuple[Plan, ...], plans: tuple[Plan, ...]) -> Plan | tuple[Plan, ...]:
+    """`plans` (one, or one a row) with the rotary factors of those before."""
+    rows = max(len(before), len(plans))
+    pairs = zip(plans * (rows // len(plans)), before * (rows // len(before)))
+    found = tuple(replace(plan, rotary=old.rotary) for plan, old in pairs)
+    return found if len(set(found)) > 1 else found[0]
 
 
 def _nothing_read(batch: int) -> State:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..reading.growth import Growth
 from ..reading.observer import Observer
 from ..reading.padding import Padding
+from ..reading.state import State
 from ..sidecar.plan import LayerPlan, Plan
 from ..sidecar.sidecar import Sidecar
 
@@ -32,9 +33,9 @@ class Call:
 
     settings, total_length, observer: what the call began with
     asked: the arguments of the model itself, where it was called as a whole
+    state: how far its rows are read, this call included; what its cache will remember
     padding: of this call's tokens (B, L); None = none
     plans: one a layer; protected: r
-    decoding: one generated token a row, which goes on by its prompt's plan
     kept: (B, K) positions a mixer kept, until its block has gathered the residual stream
     """
 
@@ -42,10 +43,10 @@ class Call:
     total_length: float | None
     observer: Observer | None
     asked: Mapping[str, Any]
+    state: State
     padding: Padding | None = None
     plans: Sequence[LayerPlan] = ()
     protected: int = 1
-    decoding: bool = False
     kept: Tensor | None = None
 
     @property
@@ -61,6 +62,7 @@ class Here(threading.local):
     total_length: float | None = None
     observer: Observer | None = None
     call: Call | None = None
+    begun: Call | None = None  # at its rotary embedding; the first mixer has not been reached
     plan: Plan | tuple[Plan, ...] | None = None
     positions: Tensor | None = None
 

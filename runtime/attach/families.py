@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from .adapters import Adapter, falcon_h1, mamba1, mamba2, mamba_ssm, nemotron_h
+from .adapters import Adapter, falcon_h1, mamba1, mamba2, mamba_ssm, unraised_mamba2
 from .hosts import Call, call_mamba_ssm, call_transformers
 
 Layers = Iterator[tuple[nn.Module, Any]]  # (block, mixer), in order
@@ -30,13 +30,13 @@ class Family:
     decimates: bool = True  # hybrids do not: the caches of their attention layers keep every token
 
 
-def _backbone(model: Any) -> Any:
+def backbone_of(model: Any) -> Any:
     """The stack of layers: of a language model, or the stack itself."""
     return getattr(model, "backbone", None) or getattr(model, "model", None) or model
 
 
 def _mixers(model: Any) -> Layers:
-    for block in _backbone(model).layers:
+    for block in backbone_of(model).layers:
         if not hasattr(block.mixer, "A_log"):
             raise ValueError("attach does not read mamba_ssm's models with attention layers; load a pure Mamba")
         yield block, block.mixer
@@ -47,7 +47,7 @@ def _hybrid_mixers(model: Any) -> Layers:
 
     Zamba2's shared attention sits in front of a Mamba layer of its own; Nemotron-H calls all kinds of layers `mixer`.
     """
-    for block in _backbone(model).layers:
+    for block in backbone_of(model).layers:
         inner = getattr(block, "mamba_decoder", block)
         mixer = getattr(inner, "mamba", getattr(inner, "mixer", None))
         if hasattr(mixer, "A_log"):
@@ -59,7 +59,7 @@ def _transformers_embedding(model: Any) -> Any:
 
 
 def _mamba_ssm_embedding(model: Any) -> Any:
-    return _backbone(model).embedding
+    return backbone_of(model).embedding
 
 
 MAMBA = Family("transformers' Mamba", _mixers, call_transformers, mamba1, _transformers_embedding)
@@ -71,7 +71,7 @@ def _hybrid(layer: Adapter) -> Family:
     return Family("a hybrid with attention", _hybrid_mixers, call_transformers, layer, _transformers_embedding, False)
 
 
-HYBRID, JAMBA, FALCON_H1, NEMOTRON_H = _hybrid(mamba2), _hybrid(mamba1), _hybrid(falcon_h1), _hybrid(nemotron_h)
+HYBRID, UNRAISED, JAMBA, FALCON_H1 = _hybrid(mamba2), _hybrid(unraised_mamba2), _hybrid(mamba1), _hybrid(falcon_h1)
 MAMBA_SSM = Family("mamba_ssm's Mamba", _mixers, call_mamba_ssm, mamba_ssm, _mamba_ssm_embedding)
 
 _KNOWN = {
@@ -81,8 +81,8 @@ _KNOWN = {
     ("transformers.models.falcon_mamba.", "FalconMambaModel"): FALCON_MAMBA,
     ("transformers.models.mamba2.", "Mamba2ForCausalLM"): MAMBA2,
     ("transformers.models.mamba2.", "Mamba2Model"): MAMBA2,
-    ("transformers.models.zamba2.", "Zamba2ForCausalLM"): HYBRID,
-    ("transformers.models.zamba2.", "Zamba2Model"): HYBRID,
+    ("transformers.models.zamba2.", "Zamba2ForCausalLM"): UNRAISED,
+    ("transformers.models.zamba2.", "Zamba2Model"): UNRAISED,
     ("transformers.models.bamba.", "BambaForCausalLM"): HYBRID,
     ("transformers.models.bamba.", "BambaModel"): HYBRID,
     ("transformers.models.granitemoehybrid.", "GraniteMoeHybridForCausalLM"): HYBRID,
@@ -91,10 +91,16 @@ _KNOWN = {
     ("transformers.models.jamba.", "JambaModel"): JAMBA,
     ("transformers.models.falcon_h1.", "FalconH1ForCausalLM"): FALCON_H1,
     ("transformers.models.falcon_h1.", "FalconH1Model"): FALCON_H1,
-    ("transformers.models.nemotron_h.", "NemotronHForCausalLM"): NEMOTRON_H,
-    ("transformers.models.nemotron_h.", "NemotronHModel"): NEMOTRON_H,
+    ("transformers.models.nemotron_h.", "NemotronHForCausalLM"): UNRAISED,
+    ("transformers.models.nemotron_h.", "NemotronHModel"): UNRAISED,
     ("mamba_ssm.models.", "MambaLMHeadModel"): MAMBA_SSM,
 }
+
+
+def rotary_of(model: Any, family: Family) -> Any:
+    """A hybrid's rotary embedding; None where attention has no positions, or its own config stretches them already."""
+    found = None if family.decimates else getattr(backbone_of(model), "rotary_emb", None)
+    return found if found is not None and found.rope_type == "default" else None
 
 
 def _check_transformers() -> None:

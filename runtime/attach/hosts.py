@@ -7,7 +7,8 @@ layer, and the place where the reading of the whole sequence (a State without te
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch.nn.functional as F
@@ -132,6 +133,35 @@ def call_transformers(mixer: Any, *args: Any, **kwargs: Any) -> Call:
         raise ValueError(f"{type(mixer).__name__} was called with two caches; give one")
     refuse_unknown(bound, mixer)
     return Call(hidden, mask, TransformersMemory(caches[0], mixer.layer_idx) if caches else None)
+
+
+def memory_of(arguments: Mapping[str, Any], mixer: Any) -> Memory | None:
+    """A mixer's states in the cache that a model of transformers was called with; None without one."""
+    cache = next((arguments[name] for name in _CACHE if arguments.get(name) is not None), None)
+    return None if cache is None else TransformersMemory(cache, mixer.layer_idx)
+
+
+def slot(module: Any) -> str:
+    """Where a module's forward is: accelerate keeps it aside, and calls it once the inputs are on its device."""
+    return "_old_forward" if "_hf_hook" in vars(module) else "forward"
+
+
+def refuse_spread(model: Any, mixers: Sequence[Any]) -> None:
+    """Raise ValueError for weights that do not lie whole where their layer runs, and for layers run by others."""
+    tensors = sys.modules.get("torch.distributed.tensor")
+    if tensors is not None and any(isinstance(one, tensors.DTensor) for one in model.parameters()):
+        raise ValueError(
+            "this model is tensor-parallel (its weights are DTensors), which attach does not follow; load it without "
+            "tp_plan, with device_map to spread its layers, or serve it with vLLM (docs/engines.md)"
+        )
+    for mixer in mixers:
+        if any(parameter.is_meta for parameter in mixer.parameters()):
+            raise ValueError(
+                "this model's Mamba layers are offloaded (accelerate fetches their weights when they are called); load "
+                "it on devices that hold them"
+            )
+        if slot(mixer) == "forward" and "forward" in vars(mixer):
+            raise ValueError("another library runs this model's Mamba layers already; load the model without it")
 
 
 class MambaSSMMemory:

@@ -31,16 +31,23 @@ _log = logging.getLogger("longscan.runtime")
 
 
 def load_hybrid(
-    source: Source, device: torch.device, dtype: torch.dtype, backend: str, filter_decode: bool | None
+    source: Source, device: torch.device | None, dtype: torch.dtype, backend: str, filter_decode: bool | None
 ) -> HybridLM:
-    """Read a checkpoint with transformers. Raises CheckpointError where transformers is missing or cannot read it."""
+    """Read a checkpoint with transformers, onto one device, or spread over all of them by accelerate (None).
+
+    Raises CheckpointError where transformers is missing or cannot read it.
+    """
     try:
         import transformers
+        from transformers.utils import is_accelerate_available
     except ImportError as error:
         raise CheckpointError(f"{source.name} is read through transformers; pip install transformers") from error
+    if device is None and not is_accelerate_available():
+        raise CheckpointError(f"{source.name} is spread over devices by accelerate; pip install accelerate")
+    spread = {"device_map": "auto"} if device is None else {}
     try:
         model, found = transformers.AutoModelForCausalLM.from_pretrained(
-            source.folder, dtype=dtype, local_files_only=True, output_loading_info=True
+            source.folder, dtype=dtype, local_files_only=True, output_loading_info=True, **spread
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -68,8 +75,11 @@ def load_hybrid(
     except ValueError as error:
         raise CheckpointError(f"{source.name}: {error}") from error
     attached.view.fingerprint = stored_fingerprint(source, model, family)
-    model.to(device=device)
-    if broken := [name for name, tensor in model.named_parameters() if not torch.isfinite(tensor).all()]:
+    if device is not None:
+        model.to(device=device)
+    if broken := [
+        name for name, tensor in model.named_parameters() if not (tensor.is_meta or torch.isfinite(tensor).all())
+    ]:
         raise CheckpointError(
             f"{source.name}: {broken[0]} holds NaN, infinite values or some too large for {dtype}; "
             "download the model again, or load it in float32"
@@ -128,7 +138,7 @@ class HybridLM(LM):
     def __init__(self, source: Source, config: ModelConfig, attached: Attached):
         weights: Any = attached.view
         super().__init__(source, config, weights, None, attached.backend, attached.settings.filter_decode)
-        self._attached = attached
+        self._attached, self.rotary = attached, attached.rotary is not None
         self._cache = cache_name(attached.model.forward, type(attached.model).__name__)
 
     @torch.inference_mode()

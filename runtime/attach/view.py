@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ..families.layer import Layer
@@ -46,6 +47,11 @@ class View:
     @property
     def layers(self) -> tuple[Layer, ...]:
         return tuple(part.layer for part in self.parts)
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """Where each layer lies: accelerate spreads them."""
+        return [part.module.A_log.device for part in self.parts]
 
     @cached_property
     def fingerprint(self) -> str:

@@ -191,8 +191,6 @@ def delta_limit(data: dict[str, Any]) -> tuple[float, float]:
     """
     if isinstance(layer := data.get("ssm_cfg"), dict) and is_state_spaces(data):
         return _limit(layer.get("dt_limit"))
-    if data.get("model_type") == "zamba2":  # transformers' limit of it, by another key
-        return _limit([data.get("time_step_min", 0.001), math.inf])
     return _limit(data.get("mamba_dt_limit", data.get("time_step_limit")))
 
 

@@ -38,6 +38,11 @@ class Weights:
     head: Tensor  # (V, M); the embedding itself where tied
     fingerprint: str
 
+    @property
+    def devices(self) -> list[torch.device]:
+        """Where each layer lies: all on one."""
+        return [self.embedding.device] * len(self.layers)
+
     @cached_property
     def blocks(self) -> list[tuple[Any, ...]] | None:
         """Each block's weights for a CPU's fused step; None where there is none."""

@@ -13,28 +13,26 @@ from ..sidecar.sidecar import Sidecar
 
 
 class Layered(Protocol):
-    """What a plan needs to know of a model: how many layers, and where its tensors lie."""
+    """What a plan needs to know of a model: where each of its layers lies."""
 
     @property
-    def layers(self) -> Sequence[object]: ...
-    @property
-    def embedding(self) -> Tensor: ...
+    def devices(self) -> Sequence[torch.device]: ...
 
 
 def layer_plans(plans: tuple[Plan, ...], sidecar: Sidecar | None, weights: Layered, protected: int) -> list[LayerPlan]:
-    """Resolve plans (one, or one a row) into what each layer needs, on the model's device."""
+    """Resolve plans (one, or one a row) into what each layer needs, on its device."""
     if sidecar is None or all(plan.method == "none" for plan in plans):
-        return [LayerPlan()] * len(weights.layers)
+        return [LayerPlan()] * len(weights.devices)
     return stacked([_layers(plan, sidecar, weights, protected) for plan in plans])
 
 
 def _layers(plan: Plan, sidecar: Sidecar, weights: Layered, protected: int) -> list[LayerPlan]:
-    n_layer, device, band = len(weights.layers), weights.embedding.device, sidecar.band(plan.length)
-    seen = plan.scan_lengths(n_layer, protected)
+    devices, band = weights.devices, sidecar.band(plan.length)
+    seen = plan.scan_lengths(len(devices), protected)
     if sidecar.keyed_by_prompt(band, plan.method):
-        seen = [plan.length] * n_layer
+        seen = [plan.length] * len(devices)
     found = []
-    for i in range(n_layer):
+    for i, device in enumerate(devices):
         g = sidecar.thresholds_in(band, i, seen[i], plan.method) if plan.method in ("filter", "both") else None
         scale = sidecar.scales(i, plan.length).to(device) if plan.method == "scale" else None
         keep = plan.decimate.get(i)

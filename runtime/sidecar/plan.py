@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
 METHODS = ("none", "filter", "decimate", "both", "scale")
+
+
+class Yarn(NamedTuple):
+    """How far rotary positions are stretched: transformers' rope parameters of type yarn, by its names."""
+
+    factor: float  # > 1
+    original: int  # original_max_position_embeddings: the training length
 
 
 @dataclass(frozen=True)
@@ -18,9 +26,10 @@ class Plan:
     length: float  # S in tokens; math.inf for an open-ended stream
     decimate: Mapping[int, int] = field(default_factory=dict)
     extrapolated: bool = field(default=False, compare=False)  # S lies beyond the last calibrated length
+    rotary: Yarn | None = None  # of a hybrid's attention; None = its positions as they are
 
     def __hash__(self) -> int:
-        return hash((self.method, self.length, tuple(sorted(self.decimate.items()))))
+        return hash((self.method, self.length, tuple(sorted(self.decimate.items())), self.rotary))
 
     def scan_lengths(self, n_layer: int, protected: int) -> list[float]:
         """Tokens the scan of each layer sees, S_i after decimation; `protected` = r, the last tokens always kept."""

@@ -10,7 +10,8 @@ A sidecar holds *bands* of lengths. Each band has a method and its own tables:
     bands.{b}.layers       (n,) int64, the decimating layers, ascending
     bands.{b}.weights      (n, channels) float32, the score's channel weights
 
-and an entry in the metadata's `policy`, canonical JSON, in which `filter_decode: false` leaves generated tokens alone.
+and an entry in the metadata's `policy`, canonical JSON, in which `filter_decode: false` leaves generated tokens alone
+and `rotary` holds factors on a hybrid's rotary positions by calibrated length.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from ..checkpoint.source import SIDECAR_FILE, download, expand, is_hub_id, split
 from ..errors import CheckpointError, SidecarError, os_reason
 from ..files import save_tensors
 from .interpolation import Interpolation, look_up
-from .plan import METHODS, Plan
+from .plan import METHODS, Plan, Yarn
 from .validation import RETIRED, check
 
 SCHEMA, VERSION = "longscan.sidecar", "1"
@@ -122,6 +123,29 @@ class Sidecar:
         """Whether generated tokens are filtered, too, unless the caller says otherwise; never by a published recipe."""
         return bool(json.loads(self.metadata["policy"]).get("filter_decode", True))
 
+    @cached_property
+    def rotary(self) -> dict[int, float]:
+        """Factor on rotary positions by calibrated length; empty = none anywhere."""
+        found = json.loads(self.metadata["policy"]).get("rotary", {})
+        return {length: float(found[str(length)]) for length in sorted(map(int, found))}
+
+    def check_rotary(self, has: bool) -> None:
+        """Raise SidecarError for factors on rotary positions that a model does not have."""
+        if self.rotary and not has:
+            raise SidecarError(
+                "policy.rotary: found factors on rotary positions, expected none: this model has no such positions, "
+                "or its own config stretches them already; calibrate this model"
+            )
+
+    def _yarn(self, length: float) -> Yarn | None:
+        """Log factor linear in log S, from 1 at the training length; beyond the last calibrated length that one's."""
+        if not self.rotary:
+            return None
+        known = {self.train_length: 1.0, **self.rotary}
+        table = torch.tensor(list(known.values()), dtype=torch.float64)[:, None]
+        factor = float(look_up(list(known), table, length))
+        return Yarn(factor, self.train_length) if factor > 1 else None
+
     def band(self, length: float) -> int:
         """Index of the band that serves a length; bands split at the log midpoints of the calibrated lengths."""
         for index, (low, high) in enumerate(zip(self.bands, self.bands[1:])):
@@ -132,6 +156,8 @@ class Sidecar:
     def plan(self, length: float, method: str = "auto") -> Plan:
         """What to do with a prompt of `length` tokens. At or below the training length always "none".
 
+        "auto" stretches rotary positions, too, where that was found better; a forced method is that method alone.
+
         Raises ValueError for an unknown method and SidecarError for one this sidecar holds no tables for.
         """
         if method not in ("auto", *METHODS):
@@ -141,12 +167,13 @@ class Sidecar:
         index = self.band(length)
         chosen = self.bands[index].method if method == "auto" else method
         extrapolated = length > self.bands[-1].lengths[-1]
+        rotary = self._yarn(length) if method == "auto" else None
         if math.isinf(length):  # open-ended: nothing to rank yet, so nothing is dropped
             chosen = {"both": "filter", "decimate": "none"}.get(chosen, chosen)
         for name in _TABLES[chosen]:
             self._needed(index, name, length)
         keep = self.keep(index) if chosen in ("decimate", "both") else {}
-        return Plan(chosen, length, keep, extrapolated)
+        return Plan(chosen, length, keep, extrapolated, rotary)
 
     def table(self, band: int, name: str) -> Tensor | None:
         """A band's tensor, by the name without the prefix; None where the band has none of it."""

@@ -45,10 +45,12 @@ def check(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     bands = policy.get("bands") if isinstance(policy, dict) else None
     if not isinstance(bands, list) or not bands:
         raise _refuse("policy", repr(policy)[:60], "at least one band")
-    unknown = sorted(set(policy) - {"bands", "filter_decode"})
+    unknown = sorted(set(policy) - {"bands", "filter_decode", "rotary"})
     if unknown or not isinstance(policy.get("filter_decode", True), bool):
         found = repr(unknown[0] if unknown else policy["filter_decode"])
-        raise _refuse("policy", found, "bands, and filter_decode true or false", "upgrade longscan to read this file")
+        raise _refuse(
+            "policy", found, "bands, rotary, and filter_decode true or false", "upgrade longscan to read this file"
+        )
     known: set[str] = set()
     lengths: list[int] = []
     for index, band in enumerate(bands):
@@ -57,6 +59,7 @@ def check(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         known |= _check_tensors(f"bands.{index}.", band, tensors, train_length, n_layer, channels)
     if lengths != sorted(set(lengths)):
         raise _refuse("policy", lengths, "calibrated lengths in ascending order")
+    _check_rotary(policy.get("rotary", {}), lengths)
     unknown = sorted(set(tensors) - known)
     if unknown:
         raise _refuse(unknown[0], "a tensor", "no tensor of that name in schema version 1")
@@ -108,6 +111,16 @@ def _check_band(index: int, band: Any, train_length: int) -> None:
 
 def _number(value: Any) -> bool:
     return (isinstance(value, float) and not math.isnan(value)) or (type(value) is int and abs(value) < _MOST)
+
+
+def _check_rotary(factors: Any, lengths: list[int]) -> None:
+    named = isinstance(factors, dict) and set(factors) == {str(n) for n in lengths}
+    if factors != {} and not (named and all(_is_factor(value) for value in factors.values())):
+        raise _refuse("policy.rotary", repr(factors)[:60], f"a factor of at least 1 for each length of {lengths}")
+
+
+def _is_factor(value: Any) -> bool:
+    return _number(value) and 1 <= value < math.inf
 
 
 def _check_tensors(

@@ -59,8 +59,13 @@ def calibrated(run, tmp_path_factory):
 def test_its_sidecar_filters_and_never_decimates(calibrated, folder):
     out, document = calibrated
     side = Sidecar.read(out)
-    assert {row["method"] for row in document["scores"]} == {"none", "filter", "scale"}
-    weights = load(folder).weights  # Mamba layers; heads, or Mamba-1's channels
+    lm = load(folder)
+    rows = {row["method"]: row for row in document["scores"]}
+    stretched = {name: row["rotary"] for name, row in rows.items() if name.endswith("+yarn")}
+    assert set(rows) - set(stretched) == {"none", "filter", "scale"}
+    assert lm.rotary == (folder.name.split("-")[1][:-1] in ("bamba", "falcon_h1", "zamba2"))
+    assert len(stretched) == lm.rotary and set(stretched.values()) <= {2.0, 4.0, 8.0}  # S/L is 4
+    weights = lm.weights  # Mamba layers; heads, or Mamba-1's channels
     assert (side.metadata["n_layer"], side.metadata["channels"]) == (str(len(weights.layers)), str(weights.channels))
     assert side.plan(256, "filter").method == "filter" and not side.plan(256).decimate
     assert any((side.thresholds(layer, 256) > 0).any() for layer in range(len(weights.layers)))

@@ -20,7 +20,8 @@ from longscan.calibrate.recipe.recipe import (
 
 NAMES = ["default", "demo", *(f"mamba-{size}" for size in ("1.4b", "130m", "2.8b", "370m", "790m"))]
 NAMES += [f"mamba2-{size}" for size in ("1.3b", "130m", "2.7b", "370m", "780m")]
-NAMES += ["bamba-9b", "falcon-h1-0.5b", "falcon-h1-128k", "granite-4.0-h", "jamba", "nemotron-h-8k"]
+NAMES += ["bamba-9b", *(f"falcon-h1-{size}" for size in ("0.5b", "128k", "256k")), "jamba", "nemotron-h-8k"]
+NAMES += ["granite-4.0-h", "granite-4.0-h-1b", "granite-4.0-h-350m"]
 NAMES += ["falcon-mamba-7b", "zamba2-1.2b", "paper-decimamba", "paper-longmamba"]
 
 
@@ -58,7 +59,10 @@ def test_recipe_for_model() -> None:
         ("ibm-fms/Bamba-9B", "bamba-9b", 4096),
         ("tiiuae/Falcon-H1-0.5B-Base", "falcon-h1-0.5b", 4096),
         ("tiiuae/Falcon-H1-1.5B-Deep-Instruct", "falcon-h1-128k", 131072),
+        ("tiiuae/Falcon-H1-34B-Instruct", "falcon-h1-256k", 262144),
         ("ibm-granite/granite-4.0-h-tiny", "granite-4.0-h", 524288),
+        ("ibm-granite/granite-4.0-h-1b", "granite-4.0-h-1b", 131072),
+        ("ibm-granite/granite-4.0-h-350m-base", "granite-4.0-h-350m", 32768),
         ("ai21labs/Jamba-v0.1", "jamba", 262144),
     ],
 )

@@ -105,8 +105,7 @@ def write_config(folder, **config):
         ({"d_model": 64, "ssm_cfg": {"layer": "Mamba2", "dt_limit": [0.01, 1.0]}}, True),
         ({"model_type": "nemotron_h", "time_step_min": 0.01}, False),
         ({"model_type": "nemotron_h", "mamba_dt_limit": [0.01, 1.0]}, True),
-        ({"model_type": "zamba2", "time_step_min": 0.01}, True),
-        ({"model_type": "zamba2"}, False),
+        ({"model_type": "zamba2", "time_step_min": 0.01, "time_step_limit": None}, False),
     ],
 )
 def test_limits_that_change_what_is_dropped_are_refused(demo, tmp_path, config, refused):

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import types
+from copy import copy
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ import torch
 from longscan.engines import vllm as plugin
 from longscan.engines.band import stored_layers
 from longscan.kernels import selective_scan, ssd_scan
-from longscan.runtime import CheckpointError, SidecarError, load
+from longscan.runtime import CheckpointError, Sidecar, SidecarError, load
 from longscan.runtime.checkpoint.source import BUNDLED
 
 from ..checkpoints import make_sidecar
@@ -140,6 +141,21 @@ def test_it_says_what_it_does(stored, stand_in, monkeypatch):
     mixer = mixer_of(modules, stored, 0)
     mixer.raw_of(given(mixer)[0])
     assert "its Mamba layers are filtered" in said[1]
+
+
+def test_a_rotary_factor_is_said_to_be_vllms(both, stand_in, monkeypatch, tmp_path):
+    modules, stored = stand_in(), copy(both["demo-mamba2"])
+    metadata = dict(stored.side.metadata)
+    policy = json.loads(metadata["policy"])
+    lengths = [n for band in policy["bands"] for n in band["lengths"]]
+    metadata["policy"] = json.dumps(policy | {"rotary": {str(n): 4.0 for n in lengths}})
+    stored.path = tmp_path / "rotary.safetensors"
+    Sidecar(stored.side.tensors, metadata).write(stored.path)
+    ask(monkeypatch, stored, lengths[-1])
+    assert (
+        f"its rotary factor of 4 from {stored.side.train_length} tokens on is left to vLLM's"
+        in modules["vllm.logger"].said[0]
+    )
 
 
 def test_another_model_is_refused(stored, both, stand_in, monkeypatch):

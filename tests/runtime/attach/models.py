@@ -49,6 +49,7 @@ def build(name: str, vocab_size: int = 64, **more: Any) -> Any:
             mamba_d_state=8, mamba_headdim=8, n_mamba_heads=8, mamba_ngroups=2, mamba_expand=2, chunk_size=16,
             num_attention_heads=4, num_key_value_heads=4, intermediate_size=48, num_mem_blocks=1, adapter_rank=4,
             use_shared_attention_adapter=True, use_mem_rope=True, pad_token_id=0, eos_token_id=None,
+            **{"time_step_min": 1e-30, **more},
         )  # fmt: skip
     else:
         config = _hybrid_config(name, vocab_size=vocab_size, **more)

@@ -44,6 +44,61 @@ def test_torchaos_int8_weights(name, ids, tmp_path, relative_rms):
     assert relative_rms(found, plain) > 1e-3  # quantised and filtered
 
 
+class Packed(nn.Linear):
+    """A linear map as bitsandbytes' Linear4bit holds it: two weights a byte, in one column that its forward unpacks."""
+
+    def __init__(self, linear):
+        super().__init__(linear.in_features, linear.out_features, device="meta")
+        self.bias, self.step = linear.bias, linear.weight.detach().abs().max() / 7
+        high, low = ((linear.weight.detach() / self.step).round() + 8).to(torch.uint8).view(-1, 2).T
+        self.weight = nn.Parameter((16 * high + low)[:, None], requires_grad=False)
+
+    def multiplied_out(self):
+        pairs = torch.cat([self.weight // 16, self.weight % 16], 1)
+        return ((pairs.float() - 8) * self.step).view(self.out_features, self.in_features)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.multiplied_out(), self.bias)
+
+
+def bitsandbytes_4bit(linear):
+    """bitsandbytes' own, without the form for a CPU that takes some widths only."""
+    bnb = pytest.importorskip("bitsandbytes")
+    more = {"bias": linear.bias is not None, "compute_dtype": torch.float32, "quant_type": "nf4"}
+    found = bnb.nn.Linear4bit(linear.in_features, linear.out_features, **more)
+    found.load_state_dict(linear.state_dict())
+    found.support_avx512bf16_for_cpu = False
+    found.to("cpu").multiplied_out = lambda: bnb.functional.dequantize_4bit(found.weight.data, found.weight.quant_state)
+    return found.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("packed", [Packed, bitsandbytes_4bit])
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "bamba", "jamba", "falcon_h1", "nemotron_h"])
+def test_four_bit_weights(name, packed, ids, tmp_path, relative_rms):
+    """As the same weights multiplied out; dt_proj, which is read, must be left as it is."""
+    model, twin = build(name), build(name)
+    model.save_pretrained(tmp_path)
+    side = make_sidecar(load(tmp_path))
+    plain = model(ids).logits
+    for path, linear in list(model.named_modules()):
+        if type(linear) is nn.Linear and not path.endswith(("lm_head", "dt_proj")):
+            small = packed(linear)
+            model.set_submodule(path, small)
+            twin.get_submodule(path).weight.copy_(small.multiplied_out())
+    with attach(model, side, method="filter"), attach(twin, side, method="filter"):
+        found, wanted = model(ids).logits, twin(ids).logits
+        tokens = model.generate(ids, max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert tokens.shape == (2, 68)
+    assert relative_rms(found, wanted) < 1e-4
+    assert relative_rms(found, plain) > 1e-3
+    mixer = next(module for module in model.modules() if hasattr(module, "A_log"))
+    if hasattr(mixer, "dt_proj"):
+        mixer.dt_proj = packed(mixer.dt_proj)
+        with pytest.raises(ValueError, match="weights of dt_proj"):
+            attach(model)
+
+
 class Adapted(nn.Module):
     """A linear map with an adapter, whose `weight` is the map's alone: as PEFT's layers have it."""
 
