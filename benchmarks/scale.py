@@ -44,7 +44,7 @@ def once(out: Path, name: str, *arguments: str) -> dict[str, Any]:
     return document
 
 
-def measure(rung: str, model: str, out: Path, full: bool, samples: int) -> dict[str, Any]:
+def measure(rung: str, model: str, out: Path, rivals: list[str], full: bool, samples: int) -> dict[str, Any]:
     """The rung's document: what it is, what was picked, and a value for each column, length and task."""
     lm = load(model)
     L = lm.config.train_length
@@ -70,7 +70,8 @@ def measure(rung: str, model: str, out: Path, full: bool, samples: int) -> dict[
         return {key: run[key] for key in ("bands", "scores", "cost", "seconds")}
 
     found = column(OURS, "demo", "auto", FACTORS[1:])
-    for title, variant in RIVALS.items():
+    for title in rivals:
+        variant = RIVALS[title]
         column(title, recipe_file(variant, out, samples), VARIANTS[variant]["method"], TABLE)
     return {
         "rung": rung,
@@ -109,6 +110,8 @@ def tables(rungs: list[dict[str, Any]]) -> str:
             L, cells = rung["train_length"], rung["columns"]
 
             def cell(title: str, length: int, cells: dict[str, Any] = cells) -> str:
+                if title not in cells:
+                    return ""
                 one = cells[title][str(length)]
                 return f"{one['perplexity']['value']:.2f} / {one['passkey']['value']:.0%}"
 
@@ -159,6 +162,7 @@ def main() -> None:
     parser.add_argument("--curve", type=Path, help="the training's curve.jsonl, kept beside the result")
     parser.add_argument("--out", type=Path, default=Path("build/scale"), help="sidecars and journals")
     parser.add_argument("--full", action="store_true", help="the evaluation's own default numbers of windows")
+    parser.add_argument("--rivals", default=",".join(RIVALS), help="columns beside plain and auto, comma-separated")
     parser.add_argument("--samples", type=int, default=8, help="held-out windows a length in the rivals' searches")
     parser.add_argument("--draw", action="store_true", help="only the table and the figure of all rungs")
     args = parser.parse_args()
@@ -168,7 +172,10 @@ def main() -> None:
             parser.error("give --rung and --model, or --draw")
         out = args.out / args.rung
         out.mkdir(parents=True, exist_ok=True)
-        document = measure(args.rung, args.model, out, args.full, args.samples)
+        rivals = [name for name in args.rivals.split(",") if name]
+        if unknown := [name for name in rivals if name not in RIVALS]:
+            parser.error(f"no rival {unknown[0]!r}; choose from {', '.join(RIVALS)}")
+        document = measure(args.rung, args.model, out, rivals, args.full, args.samples)
         (DATA / f"{args.rung}.json").write_text(json.dumps(document) + "\n")
         if args.curve:
             (DATA / f"{args.rung}-training.jsonl").write_bytes(args.curve.read_bytes())

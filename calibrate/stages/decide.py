@@ -44,7 +44,7 @@ def decide(job: Job, found: Found) -> Decided:
     scores: list[dict[str, Any]] = []
     multiples = job.recipe.rotary.factors if job.lm.rotary else ()
     comparisons = (len(job.methods) + bool(multiples)) * len(job.lengths)
-    token_layers, distinct = found.scoring.token_layers, 0
+    token_layers = distinct = 0
     for pick in progress(found.picks, "deciding on fresh text", unit="length"):
         judge = _judge(job, found, found.scoring, pick.length)
         by = job.recipe.policy, job.options.seed, comparisons
@@ -55,7 +55,8 @@ def decide(job: Job, found: Found) -> Decided:
         token_layers += judge.token_layers
         distinct += sum(found.scoring.counts(1.0) + judge.counts(1.0)) * pick.length
     made = bands(tables, found.picks, chosen)  # may sweep, which counts
-    spent = (token_layers + measured.sweeper.token_layers) / len(tables.layers) + windows.numel()
+    token_layers += found.scoring.token_layers + measured.sweeper.token_layers
+    spent = token_layers / len(tables.layers) + windows.numel()
     rotary = {pick.length: best.rotary for pick, best in zip(found.picks, chosen)}
     return Decided(made, scores, rotary, int(spent), spent / distinct, found.record)
 

@@ -1,4 +1,4 @@
-"""A hybrid over two devices: read, filtered and measured as on one. Not run yet where only one GPU was at hand."""
+"""A hybrid over two devices: read, filtered and measured as on one. It has not been run: it needs two GPUs."""
 
 from __future__ import annotations
 
