@@ -99,13 +99,13 @@ def selective_step(
 def _shapes(scan: Scan, leading: tuple[int, ...], channels: int, N: int) -> None:
     """Refuse what does not fit; leading: (B, L), of a step (B,)."""
     batch = leading[0]
-    for name in ("x", "delta", "z"):
-        shape(name, getattr(scan, name), (*leading, channels))
+    for name, t in (("x", scan.x), ("delta", scan.delta), ("z", scan.z)):
+        shape(name, t, (*leading, channels))
     shape("A", scan.A, (channels, N))
-    for name in ("B", "C"):
-        shape(name, getattr(scan, name), (*leading, N))
-    for name in ("D", "delta_bias"):
-        shape(name, getattr(scan, name), (channels,))
-    for name in ("threshold", "scale"):
-        shape(name, getattr(scan, name), (channels,), (batch, channels))
+    for name, t in (("B", scan.B), ("C", scan.C)):
+        shape(name, t, (*leading, N))
+    for name, t in (("D", scan.D), ("delta_bias", scan.delta_bias)):
+        shape(name, t, (channels,))
+    for name, t in (("threshold", scan.threshold), ("scale", scan.scale)):
+        shape(name, t, (channels,), (batch, channels))
     shape("initial_state", scan.initial_state, (batch, channels, N))

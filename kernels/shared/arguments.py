@@ -33,8 +33,11 @@ class Scan(NamedTuple):
 
     def floating(self) -> dict[str, Tensor | None]:
         """Those that must be of a floating-point dtype, by name."""
-        other = ("delta_softplus", "index", "mask", "delta_limit")
-        return {name: t for name, t in self._asdict().items() if name not in other}
+        return {
+            "x": self.x, "delta": self.delta, "A": self.A, "B": self.B, "C": self.C, "D": self.D, "z": self.z,
+            "delta_bias": self.delta_bias, "threshold": self.threshold, "scale": self.scale,
+            "initial_state": self.initial_state,
+        }  # fmt: skip
 
 
 def shape(name: str, t: Tensor | None, *shapes: tuple[int, ...]) -> None:

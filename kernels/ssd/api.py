@@ -102,19 +102,19 @@ def _shapes(scan: Scan, leading: tuple[int, ...], heads: int, P: int, N: int | N
     """Refuse what does not fit; leading: (B, L), of a step (B,); N: of the state, None: any from 1 on."""
     limits(scan.delta_limit)
     batch, B = leading[0], scan.B
-    for name in ("x", "z"):
-        shape(name, getattr(scan, name), (*leading, heads, P))
+    for name, t in (("x", scan.x), ("z", scan.z)):
+        shape(name, t, (*leading, heads, P))
     shape("delta", scan.delta, (*leading, heads))
     if B.dim() != len(leading) + 2 or not B.shape[-2] or heads % B.shape[-2] or (N is None and not B.shape[-1]):
         wanted = ", ".join(map(str, (*leading, "G", "N" if N is None else N)))
         at_least = " and N >= 1" if N is None else ""
         raise ValueError(f"B has shape {tuple(B.shape)}, expected ({wanted}) with G a divisor of {heads}{at_least}")
     N = B.shape[-1] if N is None else N
-    for name in ("B", "C"):
-        shape(name, getattr(scan, name), (*leading, B.shape[-2], N))
-    for name in ("A", "delta_bias"):
-        shape(name, getattr(scan, name), (heads,))
+    for name, t in (("B", scan.B), ("C", scan.C)):
+        shape(name, t, (*leading, B.shape[-2], N))
+    for name, t in (("A", scan.A), ("delta_bias", scan.delta_bias)):
+        shape(name, t, (heads,))
     shape("D", scan.D, (heads,), (heads, P))
-    for name in ("threshold", "scale"):
-        shape(name, getattr(scan, name), (heads,), (batch, heads))
+    for name, t in (("threshold", scan.threshold), ("scale", scan.scale)):
+        shape(name, t, (heads,), (batch, heads))
     shape("initial_state", scan.initial_state, (batch, heads, P, N))
