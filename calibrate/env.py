@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -37,7 +38,7 @@ def environment() -> dict[str, Any]:
             place: ": ".join(_choose(place, torch.float32)) for place in ["cpu"] + ["cuda"] * torch.cuda.is_available()
         },
         "settings": {
-            name: _home_hidden(os.environ[name])
+            name: re.sub("//[^/@]*@", "//", _home_hidden(os.environ[name]) or "")  # without a name and password
             for name in (
                 "OMP_NUM_THREADS",
                 "NUMBA_NUM_THREADS",
