@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -39,7 +40,11 @@ def environment() -> dict[str, Any]:
         "auto": {
             place: ": ".join(_choose(place, torch.float32)) for place in ["cpu"] + ["cuda"] * torch.cuda.is_available()
         },
-        "settings": {name: _home_hidden(os.environ[name]) for name in _SETTINGS if name in os.environ},
+        "settings": {  # addresses without a name and password
+            name: re.sub("//[^/@]*@", "//", _home_hidden(os.environ[name]) or "")
+            for name in _SETTINGS
+            if name in os.environ
+        },
     }
 
 

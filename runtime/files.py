@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -48,11 +50,16 @@ def parse_json(text: str | bytes) -> Any:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it over `path` on success, remove it on any failure.
 
+    What processes of this machine that were killed here left of the same file is removed, too.
     Raises OSError naming `path`, which the system's own does not do when it fails to write.
     """
     temporary = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent or ".")
+        mine = f".{path.name}.{socket.gethostname()}-"
+        for old in path.parent.glob(f"{glob.escape(mine)}*.tmp"):
+            if not _runs(old.name[len(mine) :].split("-")[0]):
+                old.unlink(missing_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f"{mine}{os.getpid()}-", suffix=".tmp", dir=path.parent or ".")
         temporary = Path(name)
         os.close(handle)
         yield temporary
@@ -67,6 +74,16 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _runs(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError):  # another user's, or no number of a process
+        return True
+    return True
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -266,7 +266,7 @@ class _Handler(BaseHTTPRequestHandler):
             files = json.loads(body)["files"]
             modes = [
                 {"path": f["path"], "uploadMode": "lfs" if _is_lfs(f["path"], f["size"]) else "regular",
-                 "shouldIgnore": False}
+                 "shouldIgnore": False, "oid": _oid(found, f["path"])}
                 for f in files
             ]  # fmt: skip
             return 200, {"files": modes}, {}
@@ -340,6 +340,12 @@ class _Handler(BaseHTTPRequestHandler):
         place = f"http://localhost:{self.hub.server.server_port}/lfs/{oid}"  # another host, as the real one's store is
         return 302, b"", {"Location": place, "X-Repo-Commit": found.id, "X-Linked-Etag": f'"{oid}"',
                           "X-Linked-Size": str(len(data)), "ETag": f'"{blob_id(data)}"'}  # fmt: skip
+
+
+def _oid(commit: Commit, path: str) -> str | None:
+    """What a file is known by, so that the client need not send what is there."""
+    data = commit.files.get(path)
+    return None if data is None else hashlib.sha256(data).hexdigest() if path in commit.lfs else blob_id(data)
 
 
 def _is_lfs(path: str, size: int) -> bool:

@@ -130,12 +130,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=100_000, help="in all, dealt out evenly")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="targets whose name contains this")
+    parser.add_argument("--only", nargs="*", default=[""], help="targets whose names begin so")
     parser.add_argument("--faults", type=Path, help="write every fault, with its file, here")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
-    names = [name for name in inputs.targets(folder) if (options.only or "") in name]
+    names = [name for name in inputs.targets(folder) if name.startswith(tuple(options.only))]
     began, by_name, faults = time.monotonic(), {}, []
     for name in names:
         at = time.monotonic()

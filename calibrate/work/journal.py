@@ -23,6 +23,7 @@ from ..errors import UserError
 from .processes import ALONE, Processes
 
 NAME = "journal.sqlite"
+_DAMAGE = (sqlite3.Error, UnicodeDecodeError)  # the latter where SQLite's own message quotes the damaged file
 _SECONDS = 1.0  # to wait for a process that is about to end
 
 
@@ -62,7 +63,7 @@ class Journal:
             db.execute("COMMIT")
             for old in folder.glob(".*.part.safetensors.*.tmp"):  # half-written, by a run that is no more
                 old.unlink()
-        except sqlite3.Error as error:
+        except _DAMAGE as error:
             if "locked" in str(error):
                 return (  # SQLite says the same where the file system has no locks
                     f"work folder {folder} is in use by another run, or lies where files cannot be locked; "
@@ -97,7 +98,7 @@ class Journal:
             try:
                 row = [self._run, key, _sealed(key, json.dumps(value))]
                 self._db.execute("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", row)
-            except sqlite3.Error as error:
+            except _DAMAGE as error:
                 remedy = "free some space" if "full" in str(error) else "check the work folder"
                 raise UserError(f"cannot write to {NAME} ({error}); {remedy} and run the same again") from error
 

@@ -190,6 +190,27 @@ def test_another_model_of_the_same_fingerprint_starts_afresh(tiny_run, tmp_path)
     assert "starting afresh" in run(other, *work)
 
 
+def test_what_was_damaged_in_a_work_folder_is_paid_for_again_or_refused(tmp_path):
+    kept = {"0": torch.rand(4)}
+    with closing(Journal(tmp_path, "run", True)) as journal:
+        journal.put("a", 0.25)
+        journal.put("b", 0.5)
+        journal.put_tensors("t", kept)
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as db:
+        db.execute("UPDATE scores SET value = replace(value, '0.25', '0.75')")
+        db.execute("INSERT INTO scores SELECT run, 'c', NULL FROM scores WHERE key = 'a'")
+        db.commit()
+    [part] = tmp_path.glob("*.part.safetensors")
+    part.write_bytes(part.read_bytes()[:-1] + b"\1")
+    with closing(Journal(tmp_path, "run", True)) as journal:
+        assert [journal.get(key) for key in "abc"] == [None, 0.5, None] and journal.tensors("t") is None
+    whole = (tmp_path / "journal.sqlite").read_bytes()
+    (tmp_path / "journal.sqlite").write_bytes(whole.replace(b"CREATE TABLE scores", b"CREATE TABLE \xffcores"))
+    for _ in range(2):  # nor is the folder left locked by the first
+        with pytest.raises(UserError, match=r"cannot use journal.sqlite .*; give another --workdir"):
+            Journal(tmp_path, "run", True)
+
+
 def _hold(folder: Path, held: Connection) -> None:
     journal = Journal(folder, "first", True)
     journal.put("a", 0.1)
