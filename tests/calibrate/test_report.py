@@ -71,7 +71,8 @@ def evals(path, tmp_path_factory):
 def report(path, evals, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     given = [part for file in evals for part in ("--eval", file)]
-    result = call("report", path, "-o", folder / "r.html", *given, "--analyze", "--figures", folder / "figures", "--json")
+    result = call("report", path, "-o", folder / "r.html", *given, "--analyze",
+                  "--figures", folder / "figures", "--json")  # fmt: skip
     return folder, json.loads(result.stdout)
 
 
