@@ -85,6 +85,12 @@ def measure(rung: str, model: str, out: Path, rivals: list[str], full: bool, sam
     }
 
 
+def kept() -> list[dict[str, Any]]:
+    """The rungs in docs/scale: Mamba-1 first, by training length and size."""
+    rungs = [json.loads(path.read_text()) for path in DATA.glob("*.json")]
+    return sorted(rungs, key=lambda rung: ("mamba2" in rung["rung"], rung["train_length"], rung["parameters"]))
+
+
 def picks(rung: dict[str, Any], factor: int) -> tuple[str, str, str, str, str]:
     """(method, m(S), theta as log, filtered layers, fit) of a length; empty where the method has none."""
     length = rung["train_length"] * factor
@@ -179,8 +185,7 @@ def main() -> None:
         (DATA / f"{args.rung}.json").write_text(json.dumps(document) + "\n")
         if args.curve:
             (DATA / f"{args.rung}-training.jsonl").write_bytes(args.curve.read_bytes())
-    rungs = [json.loads(path.read_text()) for path in DATA.glob("*.json")]
-    rungs.sort(key=lambda rung: ("mamba2" in rung["rung"], rung["train_length"], rung["parameters"]))
+    rungs = kept()
     text = tables(rungs)
     (DATA / "table.md").write_text(text)
     draw(rungs)

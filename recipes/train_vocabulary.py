@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -43,7 +43,7 @@ class Subwords(Bytes):
         self.tokenizer, self.size = tokenizer, tokenizer.get_vocab_size()
 
     @classmethod
-    def read(cls, path: Path, texts: Iterable[bytes], size: int) -> Subwords:
+    def read(cls, path: Path, texts: Sequence[bytes], size: int) -> Subwords:
         """The tokenizer at `path`, trained on `texts` and written there first if there is none."""
         if not path.exists():
             tokenizer = Tokenizer(models.BPE())
@@ -55,7 +55,7 @@ class Subwords(Bytes):
             tokenizer.train_from_iterator((text.decode(errors="ignore") for text in texts), trainer)
             tokenizer.save(str(path))
         found = cls(Tokenizer.from_file(str(path)))
-        sample = next(iter(texts))[:200_000]
+        sample = texts[0][:200_000]
         found.spread = 0.9 * len(sample) / len(found.encode(sample))  # keys and questions take more tokens a byte
         return found
 

@@ -11,7 +11,9 @@ import pytest
 from longscan.calibrate.env import environment, render
 
 ROOT = Path(__file__).parents[1]
-SOURCES = [p for folder in ("kernels", "runtime", "engines", "calibrate", "recipes") for p in (ROOT / folder).rglob("*.py")]
+SOURCES = [
+    p for folder in ("kernels", "runtime", "engines", "calibrate", "recipes") for p in (ROOT / folder).rglob("*.py")
+]
 RUNS_CODE = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "cloudpickle"}
 
 

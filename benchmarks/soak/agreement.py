@@ -25,7 +25,13 @@ DTYPES = ("float64", "float32", "bfloat16")
 
 
 def build(family: str, draw: random.Random, folder: Path) -> Path:
-    shape = {"M": 8 * draw.randint(1, 4), "n_layer": draw.randint(1, 4), "V": 64, "N": draw.choice((1, 4, 8, 16)), "seed": draw.randrange(1000)}
+    shape = {
+        "M": 8 * draw.randint(1, 4),
+        "n_layer": draw.randint(1, 4),
+        "V": 64,
+        "N": draw.choice((1, 4, 8, 16)),
+        "seed": draw.randrange(1000),
+    }
     if family == "mamba2":
         tensors = checkpoints.random_mamba2_tensors(**shape, P=8, G=1)
         return checkpoints.write_state_spaces(folder, tensors, ssm_cfg={"layer": "Mamba2", "headdim": 8})
@@ -105,14 +111,19 @@ def main() -> None:
                         split["cases"] += 1
                         split["seen"].append(off)
                         if off > split["worst"] or math.isnan(off):
-                            split |= {"worst": off, "where": f"model {model}, {family}, {method}, {ids.shape[1]} tokens"}
+                            split |= {
+                                "worst": off,
+                                "where": f"model {model}, {family}, {method}, {ids.shape[1]} tokens",
+                            }
     for by_way in worst.values():
         for split in by_way.values():
             split["median"] = statistics.median(split.pop("seen"))
     result = {"comparisons": compared, "models": model, "worst": worst, "seconds": round(time.monotonic() - began, 1)}
     for dtype, by_way in worst.items():
         for way, split in sorted(by_way.items()):
-            print(f"{dtype:<9} {way:<36} {split['cases']:>6} cases, median {split['median']:.1e}, worst {split['worst']:.1e} ({split['where']})")
+            print(
+                f"{dtype:<9} {way:<36} {split['cases']:>6} cases, median {split['median']:.1e}, worst {split['worst']:.1e} ({split['where']})"
+            )
     keep(options.out, seed=options.seed, **result)
     if any(not split["worst"] < 1e-9 for split in worst["float64"].values()):
         raise SystemExit("Error: two ways of reading differ in float64")

@@ -44,7 +44,7 @@ def recall_trials(
         for i, chain in enumerate(asked.chains):
             place = round(depth * len(text)) if i == 0 else rng.randrange(len(text) + 1)
             places = [place, *sorted(rng.randrange(place, len(text) + 1) for _ in chain[1:])]
-            inserts += list(zip(places, parts))
+            inserts += list(zip(places, parts))  # as many parts as the chain has, because places end first
         prompts.append(insert(text, sorted(inserts, key=lambda each: each[0])) + question)
         every.append(asked)
         longest = max(longest, len(said))
