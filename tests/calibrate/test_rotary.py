@@ -27,6 +27,7 @@ FILTER = Candidate(FilterPick(-5.0, (0,), 0.5))
 class Made:
     """Scores by rotary factor."""
 
+    texts = 1
     tables = SimpleNamespace(train_length=64)
 
     def __init__(self, **values):
