@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
 _DEEPEST = 100  # levels of JSON: what is made of it calls itself once or more a level
 
 
@@ -122,7 +121,9 @@ def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def digest_of(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     """sha256 over canonical metadata and tensors, 64 hex digits. Equal for equal contents."""
-    found = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+    found = hashlib.sha256(
+        json.dumps(dict(metadata), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    )
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         found.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

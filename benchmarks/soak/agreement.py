@@ -25,7 +25,13 @@ DTYPES = ("float64", "float32", "bfloat16")
 
 
 def build(family: str, draw: random.Random, folder: Path) -> Path:
-    shape = {"M": 8 * draw.randint(1, 4), "n_layer": draw.randint(1, 4), "V": 64, "N": draw.choice((1, 4, 8, 16)), "seed": draw.randrange(1000)}
+    shape = {
+        "M": 8 * draw.randint(1, 4),
+        "n_layer": draw.randint(1, 4),
+        "V": 64,
+        "N": draw.choice((1, 4, 8, 16)),
+        "seed": draw.randrange(1000),
+    }
     if family == "mamba2":
         tensors = checkpoints.random_mamba2_tensors(**shape, P=8, G=1)
         return checkpoints.write_state_spaces(folder, tensors, ssm_cfg={"layer": "Mamba2", "headdim": 8})
@@ -75,13 +81,14 @@ def attached(folder: Path, side: Any, ids: torch.Tensor, method: str, dtype: str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=10_000, help="comparisons with float64")
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no model is begun")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     worst: dict[str, dict[str, Any]] = {dtype: {} for dtype in DTYPES}
     compared, model, began = 0, 0, time.monotonic()
     with tempfile.TemporaryDirectory() as root:
-        while compared < options.cases:
+        while compared < options.cases and time.monotonic() - began < options.budget:
             draw = random.Random(f"{options.seed} {model}")
             model += 1
             family = draw.choice(FAMILIES)
@@ -105,14 +112,19 @@ def main() -> None:
                         split["cases"] += 1
                         split["seen"].append(off)
                         if off > split["worst"] or math.isnan(off):
-                            split |= {"worst": off, "where": f"model {model}, {family}, {method}, {ids.shape[1]} tokens"}
+                            split |= {
+                                "worst": off,
+                                "where": f"model {model}, {family}, {method}, {ids.shape[1]} tokens",
+                            }
     for by_way in worst.values():
         for split in by_way.values():
             split["median"] = statistics.median(split.pop("seen"))
     result = {"comparisons": compared, "models": model, "worst": worst, "seconds": round(time.monotonic() - began, 1)}
     for dtype, by_way in worst.items():
         for way, split in sorted(by_way.items()):
-            print(f"{dtype:<9} {way:<36} {split['cases']:>6} cases, median {split['median']:.1e}, worst {split['worst']:.1e} ({split['where']})")
+            print(
+                f"{dtype:<9} {way:<36} {split['cases']:>6} cases, median {split['median']:.1e}, worst {split['worst']:.1e} ({split['where']})"  # noqa: E501
+            )
     keep(options.out, seed=options.seed, **result)
     if any(not split["worst"] < 1e-9 for split in worst["float64"].values()):
         raise SystemExit("Error: two ways of reading differ in float64")

@@ -22,7 +22,17 @@ import torch
 from shared import borrowed, checkpoints, keep
 
 SIDECAR = "someone/side"
-PUSHED = ("repos/create", "/preupload/", "/lfs/", "objects/batch", "/commit/", "/api/models/", "/commits/", "/resolve/", "validate-yaml")
+PUSHED = (
+    "repos/create",
+    "/preupload/",
+    "/lfs/",
+    "objects/batch",
+    "/commit/",
+    "/api/models/",
+    "/commits/",
+    "/resolve/",
+    "validate-yaml",
+)
 LOADED = ("/resolve/", "GET /lfs/", "/api/models/", "HEAD ")
 FAULTS = ("drop", "drop after", "cut", "short", "etag", 429, 429, 500, 502, 503, 504, 401, 403, 404, 409, 412)
 RIGHT = ("done", "refused", "refused, then done")
@@ -30,7 +40,7 @@ TIMES = (1, 1, 1, 2, 3, 9)
 
 
 def push_case(hub: Any, files: dict[str, bytes], draw: random.Random, case: int) -> str:
-    """"done", "refused", or what is wrong."""
+    """ "done", "refused", or what is wrong."""
     from longscan.calibrate.errors import UserError
     from longscan.calibrate.share.push import publish
 
@@ -130,7 +140,11 @@ def main() -> None:
                 if said not in RIGHT:
                     print(f"case {case}, {kind}: {said[:300]}", file=sys.stderr, flush=True)
     shutil.rmtree(folder, ignore_errors=True)
-    result = {"cases": options.cases, **{kind: dict(c) for kind, c in counts.items()}, "seconds": round(time.monotonic() - began, 1)}
+    result = {
+        "cases": options.cases,
+        **{kind: dict(c) for kind, c in counts.items()},
+        "seconds": round(time.monotonic() - began, 1),
+    }
     print(result)
     keep(options.out, seed=options.seed, **result)
     if any(said not in RIGHT for c in counts.values() for said in c):

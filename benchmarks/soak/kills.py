@@ -23,14 +23,14 @@ from unittest import mock
 import torch
 from shared import checkpoints, keep
 
-from longscan.runtime import LM, load
+from longscan.runtime import load
+from longscan.runtime.reading.state import State
 
 IDS = torch.arange(40)[None]
 RUN = ["-m", "longscan.calibrate", "run", "--model", "demo", "--lengths", "512", "--samples", "2"]
 
 
-def _save_forever(lm: LM, path: Path) -> None:
-    states = [lm.prefill(IDS[:, :n]).state for n in (20, 40)]
+def _save_forever(states: list[State], path: Path) -> None:
     while True:
         for state in states:
             state.save(path)
@@ -38,16 +38,21 @@ def _save_forever(lm: LM, path: Path) -> None:
 
 def states(kills: int, draw: random.Random, folder: Path) -> dict[str, int]:
     """Kill a process that saves one state after another over the same file."""
-    lm, path = load(checkpoints.write_state_spaces(folder / "tiny", checkpoints.random_tensors())), folder / "s" / "state"
+    lm, path = (
+        load(checkpoints.write_state_spaces(folder / "tiny", checkpoints.random_tensors())),
+        folder / "s" / "state",
+    )
     path.parent.mkdir()
-    lm.prefill(IDS[:, :20]).state.save(path)
+    two = [lm.prefill(IDS[:, :n]).state for n in (20, 40)]  # made here: a forked process cannot compute
+    two[0].save(path)
     broken = left = 0
     for _ in range(kills):
-        child = multiprocessing.get_context("fork").Process(target=_save_forever, args=(lm, path))
+        child = multiprocessing.get_context("fork").Process(target=_save_forever, args=(two, path))
         child.start()
         time.sleep(draw.uniform(0.01, 0.1))
         os.kill(child.pid or 0, signal.SIGKILL)
         child.join()
+        assert child.exitcode == -signal.SIGKILL
         try:
             broken += int(lm.load_state(path).length) not in (20, 40)
         except ValueError:
@@ -58,7 +63,10 @@ def states(kills: int, draw: random.Random, folder: Path) -> dict[str, int]:
 
 def full(folder: Path) -> dict[str, int]:
     """Every call that can fail for want of space, failed in turn: the old file stays, and nothing beside it."""
-    lm, path = load(checkpoints.write_state_spaces(folder / "tiny2", checkpoints.random_tensors())), folder / "f" / "state"
+    lm, path = (
+        load(checkpoints.write_state_spaces(folder / "tiny2", checkpoints.random_tensors())),
+        folder / "f" / "state",
+    )
     path.parent.mkdir()
     lm.prefill(IDS).state.save(path)
     before, state, broken = path.read_bytes(), lm.prefill(IDS[:, :9]).state, 0
@@ -79,12 +87,16 @@ def _command(processes: int, out: Path) -> list[str]:
     return [sys.executable, *start, *RUN, "--out", str(out), "--workdir", str(out.parent / f"{out.name}.work")]
 
 
-def runs(kills: int, processes: int, draw: random.Random, folder: Path, wanted: bytes, seconds: float) -> dict[str, Any]:
+def runs(
+    kills: int, processes: int, draw: random.Random, folder: Path, wanted: bytes, seconds: float
+) -> dict[str, Any]:
     """Kill the whole run at random moments of its `seconds`, then let it end; begin again until all kills are spent."""
     spent, ended, differ, left = 0, 0, 0, 0
     out = folder / f"killed{processes}.safetensors"
     while spent < kills:
-        running = subprocess.Popen(_command(processes, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        running = subprocess.Popen(
+            _command(processes, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         try:
             running.wait(draw.uniform(0, seconds))
         except subprocess.TimeoutExpired:
@@ -98,8 +110,16 @@ def runs(kills: int, processes: int, draw: random.Random, folder: Path, wanted: 
         out.unlink(missing_ok=True)
     done = subprocess.run(_command(processes, out), capture_output=True)
     differ += done.returncode != 0 or out.read_bytes() != wanted
-    left = len([path for path in folder.rglob("*.tmp") if "killed" in path.name or path.parent.name.startswith("killed")])
-    return {"processes": processes, "kills": spent, "ended_by_themselves": ended + 1, "differ": differ, "temporary_files": left}
+    left = len(
+        [path for path in folder.rglob("*.tmp") if "killed" in path.name or path.parent.name.startswith("killed")]
+    )
+    return {
+        "processes": processes,
+        "kills": spent,
+        "ended_by_themselves": ended + 1,
+        "differ": differ,
+        "temporary_files": left,
+    }
 
 
 def main() -> None:

@@ -16,11 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-
 from shared import EVALUATION as TEXT
 from shared import keep
-from longscan.runtime import LM, load
 
+from longscan.runtime import LM, load
 
 
 def resident() -> int:

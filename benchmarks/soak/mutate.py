@@ -1,4 +1,4 @@
-"""Seeded mutations of bytes, of JSON (and YAML, which reads it) and of safetensors files, that know what they change."""
+"""Seeded mutations of bytes, JSON (which YAML reads, too) and safetensors files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 from random import Random
 from typing import Any
 
-NUMBERS = (0, 1, -1, 2, 3, 7, 64, 255, 10**6, 2**31, 2**32 + 1, 2**53, 2**63 - 1, 2**63, 2**64, 10**30, 10**400, -(2**63), 0.5,
+NUMBERS = (0, 1, -1, 2, 3, 7, 64, 255, 10**6, 2**31, 2**32 + 1, 2**53, 2**63 - 1, 2**63, 2**64, 10**30, 10**400, -(2**63), 0.5,  # noqa: E501
            2.5, 1e-5, 1e-30, 1e308, -0.0, float("nan"), float("inf"), float("-inf"))  # fmt: skip
-VALUES = (None, True, False, "", " ", "0", "x", "nan", "é", "\ud800", "\x00", "a" * 300, "../x", "/", "..", [], {}, [0], [[]],
+VALUES = (None, True, False, "", " ", "0", "x", "nan", "é", "\ud800", "\x00", "a" * 300, "../x", "/", "..", [], {}, [0], [[]],  # noqa: E501
           {"": 0}, ["x", 1], {"a": {"b": []}}, *NUMBERS)  # fmt: skip
 
 
@@ -57,14 +57,27 @@ def document(value: Any, draw: Random) -> Any:
         elif kind == 2:  # a value from elsewhere in it
             other = value
             for step in draw.choice(everywhere):
-                other = other[step] if isinstance(other, list | dict) and step in (other if isinstance(other, dict) else range(len(other))) else other
+                other = (
+                    other[step]
+                    if isinstance(other, list | dict)
+                    and step in (other if isinstance(other, dict) else range(len(other)))
+                    else other
+                )
             holder[key] = copy.deepcopy(other)
         elif kind == 3 and isinstance(holder[key], int | float):
             try:
-                holder[key] = draw.choice((holder[key] + 1, holder[key] - 1, -holder[key], holder[key] * 2, str(holder[key])))
+                holder[key] = draw.choice(
+                    (holder[key] + 1, holder[key] - 1, -holder[key], holder[key] * 2, str(holder[key]))
+                )
             except OverflowError:
                 holder[key] = other
-        elif kind == 4 and isinstance(holder, dict) and not isinstance(holder, Twice) and len(path) == 1 and len(holder) > 0:
+        elif (
+            kind == 4
+            and isinstance(holder, dict)
+            and not isinstance(holder, Twice)
+            and len(path) == 1
+            and len(holder) > 0
+        ):
             value = Twice(holder, key, other)
         elif kind == 5 and isinstance(holder[key], list) and holder[key]:
             holder[key] = holder[key] * 2 if draw.random() < 0.5 else holder[key][:-1]
@@ -106,7 +119,9 @@ def damage(data: bytes, draw: Random) -> bytes:
         elif kind == 5:
             del found[at : at + size]
         else:
-            found[at:at] = draw.choice((b"\x00", b"\xff\xfe", b'"', b"}", b"[", b"\n", b"NaN", b"1e999", b"\xed\xa0\x80", b"-"))
+            found[at:at] = draw.choice(
+                (b"\x00", b"\xff\xfe", b'"', b"}", b"[", b"\n", b"NaN", b"1e999", b"\xed\xa0\x80", b"-")
+            )
     return bytes(found)
 
 
@@ -119,20 +134,65 @@ def safetensors(data: bytes, draw: Random) -> bytes:
         near = 8 + size + 64 if draw.random() < 0.7 else len(data)  # the header and the first values, or anywhere
         return damage(data[:near], draw) + data[near:]
     if kind == 3:  # values no number should have
-        at, wide = draw.randrange(max(1, len(rest) - 4)) & ~3, draw.choice((b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\xff" * 4, b"\x00\x00\x00\x80"))
+        at, wide = (
+            draw.randrange(max(1, len(rest) - 4)) & ~3,
+            draw.choice((b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\xff" * 4, b"\x00\x00\x00\x80")),
+        )
         rest = rest[:at] + wide + rest[at + 4 :]
     elif kind == 4:  # one tensor's description
         name = draw.choice([n for n in header if n != "__metadata__"])
         entry = header[name]
         part = draw.randrange(3)
         if part == 0:
-            entry["dtype"] = draw.choice(("F16", "BF16", "F64", "I64", "I32", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "U16", "C64", "F4", "F6_E2M3", "I8", "X", ""))
+            entry["dtype"] = draw.choice(
+                (
+                    "F16",
+                    "BF16",
+                    "F64",
+                    "I64",
+                    "I32",
+                    "U8",
+                    "BOOL",
+                    "F8_E4M3",
+                    "F8_E5M2",
+                    "U16",
+                    "C64",
+                    "F4",
+                    "F6_E2M3",
+                    "I8",
+                    "X",
+                    "",
+                )
+            )
         elif part == 1:
             shape = entry["shape"]
-            entry["shape"] = draw.choice(([*shape, 1], shape[::-1], shape[1:], [1, *shape], [*shape[:-1], 0], [2**40, *shape], [-1], [2**63], [0, 2**62], [int_product(shape)]))
+            entry["shape"] = draw.choice(
+                (
+                    [*shape, 1],
+                    shape[::-1],
+                    shape[1:],
+                    [1, *shape],
+                    [*shape[:-1], 0],
+                    [2**40, *shape],
+                    [-1],
+                    [2**63],
+                    [0, 2**62],
+                    [int_product(shape)],
+                )
+            )
         else:
             start, stop = entry["data_offsets"]
-            entry["data_offsets"] = draw.choice(([stop, start], [start, stop + 4], [start - 4, stop], [start, start], [0, stop - start], [start, 2**60], [2**63, 2**64 - 1]))
+            entry["data_offsets"] = draw.choice(
+                (
+                    [stop, start],
+                    [start, stop + 4],
+                    [start - 4, stop],
+                    [start, start],
+                    [0, stop - start],
+                    [start, 2**60],
+                    [2**63, 2**64 - 1],
+                )
+            )
     elif kind == 5:  # two tensors change places or names
         names = [n for n in header if n != "__metadata__"]
         one, other = draw.choice(names), draw.choice(names)

@@ -88,7 +88,9 @@ def work(name: str, folder: Path, seed: int, first: int, last: int, says: Connec
     says.send(("end", last, "", ""))
 
 
-def soak(name: str, cases: int, seed: int, folder: Path, say: Any = print) -> tuple[collections.Counter[str], list[dict[str, Any]]]:
+def soak(
+    name: str, cases: int, seed: int, folder: Path, say: Any = print
+) -> tuple[collections.Counter[str], list[dict[str, Any]]]:
     """All cases of a target -> counts of outcomes, and the faults."""
     context = multiprocessing.get_context("fork")
     counts: collections.Counter[str] = collections.Counter()

@@ -49,7 +49,9 @@ def of_attached(folder: Path) -> Ask:
         draw = random.Random(n)
         ids = torch.tensor([[draw.randrange(60) for _ in range(draw.randint(20, 120))]])
         with torch.inference_mode():
-            return model.generate(ids, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True).logits[-1]
+            return model.generate(
+                ids, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True
+            ).logits[-1]
 
     return ask
 

@@ -88,7 +88,9 @@ def _passkeys(document: dict[str, Any], train_length: int, number: str) -> Pictu
         for panel, method in zip(panels, methods):
             mine = [cells.get((method, n)) for n in lengths]
             if depths:
-                grid = [[None if row is None else (row.get("depths") or {}).get(depth) for row in mine] for depth in depths]
+                grid = [
+                    [None if row is None else (row.get("depths") or {}).get(depth) for row in mine] for depth in depths
+                ]
                 heat(panel, grid, [f"{float(depth):.0%}" for depth in depths], [tokens(n) for n in lengths])
                 panel.set_ylabel("depth")
             else:

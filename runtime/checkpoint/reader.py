@@ -97,7 +97,9 @@ def _tensors(loaded: Any, name: str) -> dict[str, Tensor]:
     if isinstance(loaded, dict) and len(loaded) == 1 and isinstance(loaded.get(only := next(iter(loaded))), dict):
         loaded = loaded[only] if only in _INSIDE else loaded
     if not isinstance(loaded, dict):
-        raise CheckpointError(f"{name} holds a {type(loaded).__name__}, expected a dictionary of tensors; give a state-spaces one")
+        raise CheckpointError(
+            f"{name} holds a {type(loaded).__name__}, expected a dictionary of tensors; give a state-spaces one"
+        )
     strange = [key for key, value in loaded.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if strange:
         other = strange[0]

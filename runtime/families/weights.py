@@ -79,7 +79,9 @@ def read_weights(source: Source, config: ModelConfig, device: torch.device, dtyp
     embedding = tensors.get("backbone.embedding.weight", V, M)
     stored_head = tensors.optional("lm_head.weight", V, M)
     if stored_head is None and not config.tie_embeddings:
-        raise CheckpointError(f"{source.name}: no tensor lm_head.weight, though config.json does not tie it; correct config.json")
+        raise CheckpointError(
+            f"{source.name}: no tensor lm_head.weight, though config.json does not tie it; correct config.json"
+        )
     if stored_head is not None and config.tie_embeddings and not torch.equal(stored_head, embedding):
         raise CheckpointError(
             f"{source.name}: lm_head.weight differs from the embedding, though config.json ties the two; "

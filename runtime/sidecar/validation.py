@@ -97,7 +97,9 @@ def _check_band(index: int, band: Any, train_length: int) -> None:
     lengths = band["lengths"]
     ok = isinstance(lengths, list) and lengths and all(type(n) is int and train_length < n < _MOST for n in lengths)
     if not ok or lengths != sorted(set(lengths)):
-        raise _refuse(f"{key}.lengths", repr(lengths)[:60], f"ascending whole numbers above the training length {train_length}")
+        raise _refuse(
+            f"{key}.lengths", repr(lengths)[:60], f"ascending whole numbers above the training length {train_length}"
+        )
     for name, allowed in (
         ("method", METHODS),
         ("g_fit", ("stretched", "sequential", "published")),
@@ -118,7 +120,7 @@ def _check_band(index: int, band: Any, train_length: int) -> None:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, float) and not math.isnan(value) or type(value) is int and abs(value) < _MOST
+    return (isinstance(value, float) and not math.isnan(value)) or (type(value) is int and abs(value) < _MOST)
 
 
 def _check_tensors(

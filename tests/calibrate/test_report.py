@@ -113,7 +113,10 @@ def test_cost_and_times_come_from_what_was_measured(path, evals, tmp_path):
     refused = call("report", path, "-o", tmp_path / "c.html", "--run", tmp_path / "run.json", code=1)
     assert "belongs to another sidecar" in refused.stderr
     refused = call("report", path, "-o", tmp_path / "c.html", "--run", evals[0], code=1)
-    assert "sha256: Field required; give what `calibrate run --json` printed" in refused.stderr and not (tmp_path / "c.html").exists()
+    assert (
+        "sha256: Field required; give what `calibrate run --json` printed" in refused.stderr
+        and not (tmp_path / "c.html").exists()
+    )
 
 
 def test_the_same_sidecar_draws_the_same_bytes(path, tmp_path):

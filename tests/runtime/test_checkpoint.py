@@ -348,7 +348,8 @@ def test_a_key_that_changes_the_arithmetic_is_read_or_refused_by_name(tmp_path, 
 
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json", "model.safetensors.index.json"])
 @pytest.mark.parametrize(
-    ("text", "message"), [('{"a": 1, "a": 2}', "key 'a' is given twice|shard index"), ("[" * 10**5, "nested|shard index")]
+    ("text", "message"),
+    [('{"a": 1, "a": 2}', "key 'a' is given twice|shard index"), ("[" * 10**5, "nested|shard index")],
 )
 def test_json_that_can_be_read_in_two_ways_or_not_at_all(tmp_path, file, text, message):
     folder = _shards(tmp_path, [TENSORS])
