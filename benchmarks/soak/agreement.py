@@ -123,7 +123,7 @@ def main() -> None:
     for dtype, by_way in worst.items():
         for way, split in sorted(by_way.items()):
             print(
-                f"{dtype:<9} {way:<36} {split['cases']:>6} cases, median {split['median']:.1e}, worst {split['worst']:.1e} ({split['where']})"  # noqa: E501
+                f"{dtype:<9} {way:<36} {split['cases']:>6} cases, median {split['median']:.1e}, worst {split['worst']:.1e} ({split.get('where', 'the same bits')})"  # noqa: E501
             )
     keep(options.out, seed=options.seed, **result)
     if any(not split["worst"] < 1e-9 for split in worst["float64"].values()):
