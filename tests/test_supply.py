@@ -1,4 +1,4 @@
-"""What is trusted: no file can run code, the wheel holds the packages and nothing else, a bug report holds no secret."""
+"""What is trusted: no file runs code, the wheel holds our packages alone, a bug report holds no secret."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def test_no_file_that_is_read_can_run_code(path):
 
 @pytest.mark.parametrize(
     "source",
-    ["torch.load(p)", "torch.load(p, weights_only=False)", "import pickle", "from dill import load", "yaml.load(t, yaml.Loader)",
-     "AutoModel.from_pretrained(p, trust_remote_code=True)", "np.load(p, allow_pickle=x)", "eval(t)", "run(c, shell=True)"],
+    ["torch.load(p)", "torch.load(p, weights_only=False)", "import pickle", "from dill import load", "yaml.load(t, yaml.Loader)",  # noqa: E501
+     "AutoModel.from_pretrained(p, trust_remote_code=True)", "np.load(p, allow_pickle=x)", "eval(t)", "run(c, shell=True)"],  # noqa: E501
 )  # fmt: skip
 def test_what_would_run_code_is_found(source):
     assert dangers(source)

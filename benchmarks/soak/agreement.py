@@ -81,13 +81,14 @@ def attached(folder: Path, side: Any, ids: torch.Tensor, method: str, dtype: str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=10_000, help="comparisons with float64")
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which no model is begun")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     worst: dict[str, dict[str, Any]] = {dtype: {} for dtype in DTYPES}
     compared, model, began = 0, 0, time.monotonic()
     with tempfile.TemporaryDirectory() as root:
-        while compared < options.cases:
+        while compared < options.cases and time.monotonic() - began < options.budget:
             draw = random.Random(f"{options.seed} {model}")
             model += 1
             family = draw.choice(FAMILIES)
@@ -122,7 +123,7 @@ def main() -> None:
     for dtype, by_way in worst.items():
         for way, split in sorted(by_way.items()):
             print(
-                f"{dtype:<9} {way:<36} {split['cases']:>6} cases, median {split['median']:.1e}, worst {split['worst']:.1e} ({split['where']})"
+                f"{dtype:<9} {way:<36} {split['cases']:>6} cases, median {split['median']:.1e}, worst {split['worst']:.1e} ({split.get('where', 'the same bits')})"  # noqa: E501
             )
     keep(options.out, seed=options.seed, **result)
     if any(not split["worst"] < 1e-9 for split in worst["float64"].values()):

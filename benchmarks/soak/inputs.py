@@ -117,7 +117,7 @@ def pickled(folder: Path) -> Target:
         t = tensors[name]
         other = draw.choice(
             (None, 1, "x", [t], {"a": t}, t.to_sparse(), t.int(), t.to(torch.complex64), t.bool(), t[:0], t.T, t[None],
-             torch.nn.Parameter(t), t.flatten()[:1].expand(t.numel()).view(t.shape), t.new_zeros(1).expand(30_000, 20_000),
+             torch.nn.Parameter(t), t.flatten()[:1].expand(t.numel()).view(t.shape), t.new_zeros(1).expand(30_000, 20_000),  # noqa: E501
              t.new_zeros(1).expand(2**20, 2**20), t.to("meta"), t.double(), t.half(), t * math.nan, t * math.inf,
              torch.quantize_per_tensor(t, 0.1, 0, torch.qint8))
         )  # fmt: skip
@@ -181,7 +181,7 @@ def sidecar(folder: Path, lm: LM) -> Target:
     side, path = checkpoints.make_sidecar(lm), folder / "x.longscan.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
     band = (side.bands[0], {name.split(".")[-1]: t for name, t in side.tensors.items()})
-    made = {"texts": "someone/books#train@text", "samples": 4, "seed": 0, "lengths": [64], "method": "auto", "tokens": 9,
+    made = {"texts": "someone/books#train@text", "samples": 4, "seed": 0, "lengths": [64], "method": "auto", "tokens": 9,  # noqa: E501
             "texts_sha256": "ab", "layers": [{"mean_distance": 3.0 + i} for i in range(len(lm.weights.layers))],
             "device": "cpu", "dtype": "float32", "objective": "mixed"}  # fmt: skip
     scores = [{"length": 64, "method": m, "loss": loss, "passkeys": 0.5} for m, loss in (("none", 1.5), ("both", 1.25))]
@@ -212,10 +212,10 @@ def recipe(folder: Path) -> Target:
 
     good = to_json(load_recipe("default")).encode()
     bombs = (
-        b"a: &a [x, x]\nb: &b [*a, *a]\n" + b"".join(b"c%d: &c%d [*%s, *%s]\n" % (i, i, p, p) for i, p in zip(range(40), [b"b", *[b"c%d" % i for i in range(39)]])) + b"texts: *c39\n",
-        b"texts: &a\n  run: *a\n", b"<<: {samples: 3}\nsamples: 4\n", b"? [a, b]\n: 1\n", b"samples: !!python/object/apply:os.system [x]\n",
-        b"samples: 0x10\n", b"samples: 1_0\n", b"lengths: [4k, 1:30]\n", b"seed: 2026-01-01\n", b"!!set {a, b}\n", b"!!omap [a: 1]\n", b"samples: !!binary aGk=\n",
-        b"samples: " + b"9" * 5000 + b"\n", b"[" * 3000, b"a: " * 1000, b"--- 1\n--- 2\n", b"%YAML 9.9\n---\n", b"\t\n", b"!!map [a]\n", b"!!timestamp x\n", b"!!int x\n", b"!!float x\n", b"!!bool x\n",
+        b"a: &a [x, x]\nb: &b [*a, *a]\n" + b"".join(b"c%d: &c%d [*%s, *%s]\n" % (i, i, p, p) for i, p in zip(range(40), [b"b", *[b"c%d" % i for i in range(39)]])) + b"texts: *c39\n",  # noqa: E501
+        b"texts: &a\n  run: *a\n", b"<<: {samples: 3}\nsamples: 4\n", b"? [a, b]\n: 1\n", b"samples: !!python/object/apply:os.system [x]\n",  # noqa: E501
+        b"samples: 0x10\n", b"samples: 1_0\n", b"lengths: [4k, 1:30]\n", b"seed: 2026-01-01\n", b"!!set {a, b}\n", b"!!omap [a: 1]\n", b"samples: !!binary aGk=\n",  # noqa: E501
+        b"samples: " + b"9" * 5000 + b"\n", b"[" * 3000, b"a: " * 1000, b"--- 1\n--- 2\n", b"%YAML 9.9\n---\n", b"\t\n", b"!!map [a]\n", b"!!timestamp x\n", b"!!int x\n", b"!!float x\n", b"!!bool x\n",  # noqa: E501
     )  # fmt: skip
 
     def change(data: bytes, draw: Random) -> bytes:

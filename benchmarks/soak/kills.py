@@ -23,14 +23,14 @@ from unittest import mock
 import torch
 from shared import checkpoints, keep
 
-from longscan.runtime import LM, load
+from longscan.runtime import load
+from longscan.runtime.reading.state import State
 
 IDS = torch.arange(40)[None]
 RUN = ["-m", "longscan.calibrate", "run", "--model", "demo", "--lengths", "512", "--samples", "2"]
 
 
-def _save_forever(lm: LM, path: Path) -> None:
-    states = [lm.prefill(IDS[:, :n]).state for n in (20, 40)]
+def _save_forever(states: list[State], path: Path) -> None:
     while True:
         for state in states:
             state.save(path)
@@ -43,14 +43,16 @@ def states(kills: int, draw: random.Random, folder: Path) -> dict[str, int]:
         folder / "s" / "state",
     )
     path.parent.mkdir()
-    lm.prefill(IDS[:, :20]).state.save(path)
+    two = [lm.prefill(IDS[:, :n]).state for n in (20, 40)]  # made here: a forked process cannot compute
+    two[0].save(path)
     broken = left = 0
     for _ in range(kills):
-        child = multiprocessing.get_context("fork").Process(target=_save_forever, args=(lm, path))
+        child = multiprocessing.get_context("fork").Process(target=_save_forever, args=(two, path))
         child.start()
         time.sleep(draw.uniform(0.01, 0.1))
         os.kill(child.pid or 0, signal.SIGKILL)
         child.join()
+        assert child.exitcode == -signal.SIGKILL
         try:
             broken += int(lm.load_state(path).length) not in (20, 40)
         except ValueError:

@@ -1,4 +1,4 @@
-"""Seeded mutations of bytes, of JSON (and YAML, which reads it) and of safetensors files, that know what they change."""
+"""Seeded mutations of bytes, JSON (which YAML reads, too) and safetensors files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 from random import Random
 from typing import Any
 
-NUMBERS = (0, 1, -1, 2, 3, 7, 64, 255, 10**6, 2**31, 2**32 + 1, 2**53, 2**63 - 1, 2**63, 2**64, 10**30, 10**400, -(2**63), 0.5,
+NUMBERS = (0, 1, -1, 2, 3, 7, 64, 255, 10**6, 2**31, 2**32 + 1, 2**53, 2**63 - 1, 2**63, 2**64, 10**30, 10**400, -(2**63), 0.5,  # noqa: E501
            2.5, 1e-5, 1e-30, 1e308, -0.0, float("nan"), float("inf"), float("-inf"))  # fmt: skip
-VALUES = (None, True, False, "", " ", "0", "x", "nan", "é", "\ud800", "\x00", "a" * 300, "../x", "/", "..", [], {}, [0], [[]],
+VALUES = (None, True, False, "", " ", "0", "x", "nan", "é", "\ud800", "\x00", "a" * 300, "../x", "/", "..", [], {}, [0], [[]],  # noqa: E501
           {"": 0}, ["x", 1], {"a": {"b": []}}, *NUMBERS)  # fmt: skip
 
 
