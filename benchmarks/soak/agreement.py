@@ -58,6 +58,7 @@ def ways(lm: LM, ids: torch.Tensor, method: str, draw: random.Random) -> dict[st
         "pieces": lm.prefill(ids[:, cut:], state=first.state, total_length=L, method=method).logits[:, -1],
     }
     if method == "none":
+        lm = lm.with_sidecar(None)  # whose filter a step from nothing would follow
         logits, state = None, lm.new_state(len(ids))
         for t in range(L):
             logits, state = lm.step(ids[:, t], state)
@@ -126,7 +127,8 @@ def main() -> None:
                 f"{dtype:<9} {way:<36} {split['cases']:>6} cases, median {split['median']:.1e}, worst {split['worst']:.1e} ({split.get('where', 'the same bits')})"  # noqa: E501
             )
     keep(options.out, seed=options.seed, **result)
-    if any(not split["worst"] < 1e-9 for split in worst["float64"].values()):
+    # transformers' own norms are float32 in a float64 model, too
+    if any(not split["worst"] < (1e-6 if "attached" in way else 1e-9) for way, split in worst["float64"].items()):
         raise SystemExit("Error: two ways of reading differ in float64")
 
 
