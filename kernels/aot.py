@@ -75,7 +75,7 @@ class Variant:
     warps: int
     units: float
     loop: bool = True
-    stages: int = 3  # Triton's default
+    stages: int = 0  # 0: the target's default, as in a launch that names none
     activations: str = "bf16"
     registers: int = 0  # the most a thread may take, on NVIDIA's chips; 0: any
 
@@ -185,7 +185,9 @@ def build(variant: Variant, name: str) -> Any:
     source = ASTSource(variant.kernel, types, constexprs=dict(variant.constants), attrs=aligned)
     cuda = name.startswith("sm_")
     target = GPUTarget("cuda", int(name[3:]), 32) if cuda else GPUTarget("hip", name, 64)
-    options = {"num_warps": variant.warps, "num_stages": variant.stages, **FUSED}
+    options = {"num_warps": variant.warps, **FUSED}
+    if variant.stages:
+        options["num_stages"] = variant.stages
     if cuda and variant.registers:
         options["maxnreg"] = variant.registers
     return triton.compile(source, target=target, options=options)
