@@ -123,7 +123,7 @@ def warps_resident(registers: int, shared_bytes: int, warps: int) -> int:
 
 
 def clocks(code: list[Instruction], warps: int) -> float:
-    """Clocks a scheduler spends on one warp's pass through `code`, where `warps` of them go round it again and again."""
+    """Clocks a scheduler spends on one warp's pass through `code`, where `warps` of them go round it for long."""
     laps = max(1, LONG // len(code))
     pipes = [_PIPE.get(i.opcode, "fma") for i in code]
     held = [-(-i.macs // MACS) or PIPES[pipe][1] for i, pipe in zip(code, pipes)]

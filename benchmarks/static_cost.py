@@ -6,8 +6,8 @@ Compiles for sm_90, disassembles, takes the inner loop (of kernels without one, 
 (token, channel, state); per (token, channel) for the kernels without states. Each takes one of the four issue slots a
 multiprocessor has a clock. MUFU is the special-function unit (exp2, rsqrt, log2): 16 results a clock. The bounds are
 bytes / bandwidth, MUFU / its rate and slots / theirs; the largest binds, if there are enough warps to hide latency.
-`modelled` is slots with what the warps that fit cannot hide, by issue_model.py. Mamba-2's kernels have rows of their own:
-instructions of a whole program, times the programs of a launch.
+`modelled` is slots with what the warps that fit cannot hide, by issue_model.py. Mamba-2's kernels have rows of their
+own: instructions of a whole program, times the programs of a launch.
 """
 
 from __future__ import annotations
@@ -27,11 +27,8 @@ from longscan.kernels.aot import Variant, build, resources, ssd_variants, tool, 
 from longscan.kernels.ssd.triton import CARRY_CONFIG, CHUNK, products
 
 TARGET = "sm_90"
-PROCESSORS, ISSUE, MUFU = (
-    132,
-    SCHEDULERS * 32,
-    16,
-)  # of an H200; thread-instructions and results a clock and multiprocessor
+# Of an H200; thread-instructions and results a clock and multiprocessor.
+PROCESSORS, ISSUE, MUFU = 132, SCHEDULERS * 32, 16
 CLOCK, BANDWIDTH = 1.755e9, 4.3e12  # Hz held under load; bytes/s a copy reaches
 SSD_MODEL = "mamba2-1.3b"
 SHAPES = {"130m": 1536, "1.4b": 4096, "2.8b": 5120}
@@ -203,9 +200,7 @@ def table(rows: list[dict[str, Any]], ssd: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of the table")
-    parser.add_argument(
-        "--only", nargs="+", metavar="NAME", help="these in their first configuration; ssd_scan: its rows"
-    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these alone, in their first configuration")
     options = parser.parse_args()
     rows, seen = [], set()
     for variant in variants():
