@@ -21,9 +21,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .conv.triton import CONV_CONFIG
-from .conv.triton_kernel import conv_silu
-from .norm.triton import NORM_CONFIG
-from .norm.triton_kernel import rms
+from .conv.triton import STEP_CONFIG as CONV_STEP_CONFIG
+from .conv.triton_kernel import conv_silu, conv_step
+from .norm.triton import GATED_CONFIG, NORM_CONFIG
+from .norm.triton_kernel import gated_rms, rms
 from .scan.triton import CARRY_CONFIG, STEP_CONFIG
 from .scan.triton_kernel import carry, scan
 from .scan.triton_plan import REGISTERS, SCAN_CONFIGS, ScanConfig
@@ -53,15 +54,15 @@ PLAIN = ("D", "Z", "BIAS")
 # The types of a real launch: bf16 activations, float32 parameters and states, strides that fit 32 bits.
 _FLOAT32 = {
     "A", "BC", "D", "bias", "threshold", "scale", "weight", "initial", "state", "states", "pairs", "last", "delta_sum",
-    "out", "columns", "kept", "whole", "part",
+    "out", "columns", "kept", "whole", "part", "total",
 }  # fmt: skip
 _OTHER = {
     "index": "*i64", "mask": "*i1", "top": "*i32", "shift": "*i32", "counts": "*i32", "mass": "*i64",
     "low": "fp32", "high": "fp32", "epsilon": "fp32",
 }  # fmt: skip
-_INT32 = re.compile(r"^(s[xdzgBCD]_[btdgh]|L|steps|channels|chunks|chunk_size|heads|shared|groups|M|sx)$")
+_INT32 = re.compile(r"^(s[xdzgBCDs]_[btdghw]|L|steps|channels|chunks|chunk_size|heads|shared|groups|M|s[xza])$")
 # Tensors and rows start at multiples of 16 bytes and elements; these, and what a kernel does not specialise, anywhere.
-_ANY = {"heads", "shared", "groups", "low", "high", "epsilon"}
+_ANY = {"ss_d", "ss_w", "heads", "shared", "groups", "low", "high", "epsilon"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Variant:
     warps: int
     units: float
     loop: bool = True
-    stages: int = 3  # Triton's default
+    stages: int = 0  # 0: the target's default, as in a launch that names none
     activations: str = "bf16"
     registers: int = 0  # the most a thread may take, on NVIDIA's chips; 0: any
 
@@ -110,10 +111,14 @@ def variants(lanes: int = LANES) -> Iterator[Variant]:
     yield scan_variant("selective_scan:all", ScanConfig(CH=1), OPTIONS, N=8, lanes=lanes, even=False)
     grid = {"UNIT": 2.0**36, "HEAD": 6, "SEGMENTS": 7, "ROOM": 512}
     yield _tile("sketch", sketch, SKETCH_CONFIG, grid, SKETCH_CONFIG["BLOCK_T"], True)
-    yield Variant(
-        "rms_norm", rms, {"BLOCK": 4096}, NORM_CONFIG["num_warps"], 4096 / LANES / NORM_CONFIG["num_warps"], False
-    )
     for on in (True, False):
+        name, wide = "add_rms_norm" if on else "rms_norm", {"BLOCK": 4096}
+        yield _tile(name, rms, NORM_CONFIG, {"HAS_ADDED": on} | wide, 4096, False)
+        flags = {"HAS_WEIGHT": True, "GATE_LAST": on} | wide
+        yield _tile("gated_rms_norm" + (":gate_last" if on else ""), gated_rms, GATED_CONFIG, flags, 4096, False)
+        flags = {"HAS_BIAS": on, "W": 4}
+        one = CONV_STEP_CONFIG["BLOCK_D"]
+        yield _tile("causal_conv1d_step" + ("" if on else ":bare"), conv_step, CONV_STEP_CONFIG, flags, one, False)
         carried = {"HAS_INITIAL": on, "N": 16}
         yield _tile("selective_scan:carry", carry, CARRY_CONFIG, carried, CARRY_CONFIG["BLOCK_D"] * 16, True)
         kind = "" if on else ":bare"
@@ -185,7 +190,9 @@ def build(variant: Variant, name: str) -> Any:
     source = ASTSource(variant.kernel, types, constexprs=dict(variant.constants), attrs=aligned)
     cuda = name.startswith("sm_")
     target = GPUTarget("cuda", int(name[3:]), 32) if cuda else GPUTarget("hip", name, 64)
-    options = {"num_warps": variant.warps, "num_stages": variant.stages, **FUSED}
+    options = {"num_warps": variant.warps, **FUSED}
+    if variant.stages:
+        options["num_stages"] = variant.stages
     if cuda and variant.registers:
         options["maxnreg"] = variant.registers
     return triton.compile(source, target=target, options=options)

@@ -1,4 +1,4 @@
-"""The launch of the convolution's Triton kernel. Imported only when it is used."""
+"""The launches of the convolution's Triton kernels. Imported only when they are used."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import triton
 from torch import Tensor
 
 from ..shared.triton_launch import FUSED, WARP, dense, dense_rows, together
-from .reference import causal_conv1d_step
-from .triton_kernel import conv_silu
-
-__all__ = ["causal_conv1d", "causal_conv1d_step"]  # one token is torch's: there is no kernel for it
+from .triton_kernel import conv_silu, conv_step
 
 CONV_CONFIG = {"BLOCK_T": 64, "UNROLL": 4, "num_warps": 1}
+STEP_CONFIG = {"BLOCK_D": 128, "num_warps": 4}
 
 
 def causal_conv1d(
@@ -33,3 +31,16 @@ def causal_conv1d(
         EVEN=channels % (WARP * CH) == 0, W=W, CH=CH, LANES=WARP, **CONV_CONFIG, **FUSED,
     )  # fmt: skip
     return y, last
+
+
+def causal_conv1d_step(state: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """See longscan.kernels.causal_conv1d_step."""
+    (batch, channels), W = x.shape, weight.shape[1]
+    y = torch.empty(batch, channels, dtype=x.dtype, device=x.device)
+    if y.numel():
+        x, weight, bias = dense_rows(x), dense(weight), dense(bias)
+        conv_step[(triton.cdiv(channels, STEP_CONFIG["BLOCK_D"]), batch)](
+            state, x, weight, bias, y, *state.stride(), x.stride(0), channels,
+            HAS_BIAS=bias is not None, W=W, **STEP_CONFIG, **FUSED,
+        )  # fmt: skip
+    return y

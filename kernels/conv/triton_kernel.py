@@ -1,4 +1,5 @@
-"""Causal depthwise convolution and silu on a GPU: a thread slides a window of W inputs along time."""
+"""Causal depthwise convolution and silu on a GPU: a thread slides a window of W inputs along time, or moves it on by one
+token in place."""
 
 from __future__ import annotations
 
@@ -86,3 +87,28 @@ def conv_silu(
         for k in tl.static_range(W - 1):
             b_last = pack(window[k * CH : (k + 1) * CH]).to(last.dtype.element_ty)
             tl.store(last + (i_b * channels + o_d) * (W - 1) + k, b_last, mask=m_d)
+
+
+@triton.jit
+def conv_step(
+    state, x, weight, bias, y, ss_b, ss_d, ss_w, sx_b, channels,
+    HAS_BIAS: tl.constexpr, W: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One token: state (B, D, W-1), any strides, in place, rounded to x's dtype as it is read; x rows of D, sx_b apart.
+    Contiguous: weight (D, W), y (B, D). A thread owns its channel's window. Grid: (blocks of D, B)."""
+    i_b = tl.program_id(1).to(tl.int64)
+    o_d = tl.program_id(0).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_d = o_d < channels
+    p_state = state + i_b * ss_b + o_d * ss_d
+    window = ()
+    for k in tl.static_range(W - 1):
+        window = window + (tl.load(p_state + k * ss_w, mask=m_d, other=0.0).to(x.dtype.element_ty),)
+    window = window + (tl.load(x + i_b * sx_b + o_d, mask=m_d, other=0.0),)
+    b_y = tl.zeros((BLOCK_D,), tl.float32)
+    if HAS_BIAS:
+        b_y += tl.load(bias + o_d, mask=m_d, other=0.0).to(tl.float32)
+    for k in tl.static_range(W):
+        b_y += window[k].to(tl.float32) * tl.load(weight + o_d * W + k, mask=m_d, other=0.0).to(tl.float32)
+    for k in tl.static_range(W - 1):
+        tl.store(p_state + k * ss_w, window[k + 1].to(state.dtype.element_ty), mask=m_d)
+    tl.store(y + i_b * channels + o_d, silu(b_y).to(y.dtype.element_ty), mask=m_d)

@@ -1,9 +1,12 @@
-"""RMSNorm: arguments checked once, then handed to a backend.
+"""The norms: arguments checked once, then handed to a backend.
 
 M features
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,9 +28,68 @@ def rms_norm(
     Returns y (..., M). Raises ValueError as selective_scan.
     """
     given = floats(x=x, weight=weight)
-    if not x.dim():
-        raise ValueError(f"x has shape {tuple(x.shape)}, expected (..., {weight.shape[0]})")
-    shape("weight", weight, (x.shape[-1],))
-    fused = torch.compiler.is_compiling()  # whose compiler fuses torch's operations itself
-    run = reference if fused else module("norm", backend, given)
-    return run.rms_norm(x, weight, epsilon, x.dtype if dtype is None else dtype)
+    _features("x", x, weight)
+    found: Tensor = _module(backend, given).rms_norm(x, weight, epsilon, x.dtype if dtype is None else dtype)
+    return found
+
+
+@public
+def add_rms_norm(
+    residual: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    epsilon: float,
+    dtype: torch.dtype | None = None,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """rms_norm of residual + x, in `dtype` (None: that of x), and the sum, in the wider of their dtypes, in one pass.
+
+    residual, x: (..., M), any strides; weight: (M,)
+
+    Returns (norm, residual + x), both (..., M). Raises ValueError as selective_scan.
+    """
+    given = floats(residual=residual, x=x, weight=weight)
+    _features("residual", residual, weight)
+    shape("x", x, tuple(residual.shape))
+    run = _module(backend, given)
+    found: tuple[Tensor, Tensor] = run.add_rms_norm(residual, x, weight, epsilon, x.dtype if dtype is None else dtype)
+    return found
+
+
+@public
+def gated_rms_norm(
+    x: Tensor,
+    z: Tensor,
+    weight: Tensor | None,
+    epsilon: float,
+    groups: int = 1,
+    norm_before_gate: bool = False,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Mamba-2's norm behind the scan: rms_norm(x silu(z)) within each of `groups` equal parts of the features.
+
+    x, z: (..., M), any strides; weight: (M,), None = x silu(z) alone
+    norm_before_gate: rms_norm(x) silu(z) instead
+
+    Returns (..., M) in the dtype of x. Raises ValueError as selective_scan.
+    """
+    given = floats(x=x, z=z, weight=weight)
+    _features("x", x, weight)
+    shape("z", z, tuple(x.shape))
+    if groups < 1 or x.shape[-1] % groups:
+        raise ValueError(f"groups must divide the {x.shape[-1]} features, found {groups}")
+    found: Tensor = _module(backend, given).gated_rms_norm(x, z, weight, epsilon, groups, norm_before_gate)
+    return found
+
+
+def _features(name: str, t: Tensor, weight: Tensor | None) -> None:
+    if not t.dim():
+        raise ValueError(f"{name} has shape (), expected (..., M)")
+    shape("weight", weight, (t.shape[-1],))
+
+
+def _module(backend: str, given: Sequence[Tensor]) -> Any:
+    """A compiler that traces fuses torch's operations itself."""
+    return reference if torch.compiler.is_compiling() else module("norm", backend, given)

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from ..shared.cpu_arrays import one_at_a_time, packed
 from . import cpu_loops
+from .reference import gated_rms_norm
+
+__all__ = ["add_rms_norm", "gated_rms_norm", "rms_norm"]  # the gated norm is torch's: there is no loop for it
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
@@ -17,3 +20,11 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> T
         with one_at_a_time:
             cpu_loops.rms(packed(x.reshape(-1, width)), packed(weight), epsilon, y.view(-1, width).numpy())
     return y.to(dtype)
+
+
+def add_rms_norm(
+    residual: Tensor, x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """See longscan.kernels.add_rms_norm."""
+    total = residual + x
+    return rms_norm(total, weight, epsilon, dtype), total

@@ -26,6 +26,11 @@ def module(operation: str, backend: str, given: Sequence[Tensor]) -> Any:
     return found if backend != "triton" else on_device(found, given[0].device)
 
 
+def on_triton(backend: str, *given: Tensor) -> bool:
+    """Whether an operation on these tensors is a launch of a Triton kernel, and not a compiler's to fuse."""
+    return not torch.compiler.is_compiling() and _resolve(backend, given) == "triton"
+
+
 def on_device(found: Any, device: torch.device) -> Any:
     """A module whose functions launch kernels, with the tensors' GPU as the current one: Triton launches on that."""
     if device.type != "cuda" or device.index in (None, torch.cuda.current_device()):

@@ -15,10 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ...kernels import causal_conv1d, causal_conv1d_step, ssd_scan, ssd_step
+from ...kernels import causal_conv1d, causal_conv1d_step, gated_rms_norm, ssd_scan, ssd_step
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.tensors import Tensors
 from ..errors import CheckpointError
@@ -95,7 +94,13 @@ class Mamba2(Steering):
             x, delta, self.A, B, C, self.D, delta_bias=self.dt_bias, threshold=plan.threshold, scale=plan.scale,
             mask=mask, initial_state=state, delta_limit=self.limit, backend=backend,
         )  # fmt: skip
-        return project(self.out_proj, self.gate(y.flatten(-2), z).to(y.dtype), backend), state
+        return self._out(y, z, backend), state
+
+    def _out(self, y: Tensor, z: Tensor, backend: str) -> Tensor:
+        """y (..., H, P), z (..., E) -> (..., M). Another library's gate runs as it is."""
+        y = y.flatten(-2)
+        gated = self.gate(y, z, backend) if isinstance(self.gate, GatedNorm) else self.gate(y, z).to(y.dtype)
+        return project(self.out_proj, gated, backend)
 
     def step(self, hidden: Tensor, conv: Tensor, state: Tensor, plan: LayerPlan, backend: str) -> Tensor:
         z, xBC, delta = self._in(hidden, backend)
@@ -105,7 +110,7 @@ class Mamba2(Steering):
             state, x, delta, self.A, B, C, self.D, delta_bias=self.dt_bias, threshold=plan.threshold,
             scale=plan.scale, delta_limit=self.limit, backend=backend,
         )  # fmt: skip
-        return project(self.out_proj, self.gate(y.flatten(-2), z).to(y.dtype), backend)
+        return self._out(y, z, backend)
 
 
 @dataclass(frozen=True)
@@ -117,17 +122,9 @@ class GatedNorm:
     epsilon: float
     norm_before_gate: bool
 
-    def __call__(self, y: Tensor, z: Tensor) -> Tensor:
-        """y, z (..., E), in float32 at least."""
-        dtype = torch.promote_types(y.dtype, torch.float32)
-        wide, gate = y.to(dtype), F.silu(z.to(dtype))
-        if self.weight is None:
-            return wide * gate
-        wide = wide if self.norm_before_gate else wide * gate
-        by_group = wide.unflatten(-1, (self.groups, -1))
-        normed = by_group * torch.rsqrt(by_group.square().mean(-1, keepdim=True) + self.epsilon)
-        normed = normed.flatten(-2) * self.weight
-        return normed * gate if self.norm_before_gate else normed
+    def __call__(self, y: Tensor, z: Tensor, backend: str = "auto") -> Tensor:
+        """y, z (..., E), in the dtype of y."""
+        return gated_rms_norm(y, z, self.weight, self.epsilon, self.groups, self.norm_before_gate, backend=backend)
 
 
 def read_mamba2(tensors: Tensors, p: str, config: ModelConfig) -> Mamba2:

@@ -12,17 +12,18 @@ One layer, whatever its family (see layer.py, mamba1.py, mamba2.py); delta = 0 m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...kernels import linear, rms_norm
+from ...kernels import add_rms_norm, linear, rms_norm
 from ...kernels.linear.api import FEW
+from ...kernels.shared.dispatch import on_triton
 from ..checkpoint.config import ModelConfig
-from ..families.layer import Inputs
+from ..families.layer import Inputs, Norm
 from ..families.weights import Weights
 from ..sidecar.plan import PLAIN, LayerPlan
 from .observer import Observer, ScanInputs
@@ -32,11 +33,15 @@ from .state import Draft, State
 
 @dataclass(frozen=True)
 class Stream:
-    """The tokens still present: residual (B, K, M), each token's place in its prompt (B, K), mask (B, K) or None."""
+    """The tokens still present: residual (B, K, M), each token's place in its prompt (B, K), mask (B, K) or None.
+
+    hidden: the residual's norm for the next layer, where adding to the residual has made it already
+    """
 
     residual: Tensor
     positions: Tensor
     mask: Tensor | None
+    hidden: Tensor | None = None
 
 
 def embed(weights: Weights, config: ModelConfig, ids: Tensor, first: Tensor, mask: Tensor | None) -> Stream:
@@ -59,6 +64,24 @@ def norm(
     if config.rms_norm:
         return rms_norm(x, weight, config.norm_epsilon, dtype, backend=backend)
     return F.layer_norm(x.to(weight.dtype), weight.shape, weight, bias, config.norm_epsilon).to(dtype)
+
+
+def _before(i: int, weights: Weights, config: ModelConfig, residual: Tensor, backend: str) -> Tensor:
+    """What layer i reads."""
+    before = weights.norms[i]
+    return norm(residual, before.weight, before.bias, config, before.dtype, backend)
+
+
+def _add(
+    residual: Tensor, out: Tensor, following: Norm | None, config: ModelConfig, backend: str
+) -> tuple[Tensor, Tensor | None]:
+    """residual + out, and on a GPU, made in the same pass, what the following layer reads; else None."""
+    if following is None or not config.rms_norm or not on_triton(backend, residual, out):
+        return residual + out, None
+    hidden, residual = add_rms_norm(
+        residual, out, following.weight, config.norm_epsilon, following.dtype, backend=backend
+    )
+    return residual, hidden
 
 
 def run_layers(
@@ -107,6 +130,7 @@ class _Pass:
         for i in range(first, self.stop):
             layer, mask = self.weights.layers[i], stream.mask
             plan, tokens = self._scan_inputs(i, stream)
+            stream = replace(stream, hidden=None)  # else it would live on through the scan
             if plan.keep is None:
                 stream = self._scan(i, tokens, mask, plan)
                 del tokens  # else they would live on through the next layer's projections
@@ -131,8 +155,9 @@ class _Pass:
 
     def _scan_inputs(self, i: int, stream: Stream) -> tuple[LayerPlan, Tokens]:
         """Everything before the scan; the tokens are not scored yet (their `score` is empty)."""
-        layer, before, plan = self.weights.layers[i], self.weights.norms[i], self.plans[i]
-        hidden = norm(stream.residual, before.weight, before.bias, self.config, before.dtype, self.backend)
+        layer, plan, hidden = self.weights.layers[i], self.plans[i], stream.hidden
+        if hidden is None:
+            hidden = _before(i, self.weights, self.config, stream.residual, self.backend)
         inputs, conv = layer.inputs(hidden, self.draft.conv(i), stream.mask, self.backend)
         self.draft.convolved(i, conv)
         if self.observer is not None:
@@ -143,7 +168,9 @@ class _Pass:
         """The scan and what follows it, over tokens in time order."""
         out, ssm = self.weights.layers[i].scan(Inputs(*tokens[3:]), plan, mask, self.draft.ssm(i), self.backend)
         self.draft.scanned(i, ssm)
-        return Stream(tokens.residual + out, tokens.positions, mask)
+        following = self.weights.norms[i + 1] if i + 1 < self.stop else None
+        residual, hidden = _add(tokens.residual, out, following, self.config, self.backend)
+        return Stream(residual, tokens.positions, mask, hidden)
 
 
 def join(streams: Sequence[Stream]) -> Stream:
@@ -179,10 +206,12 @@ def step_layers(
         return logits(weights, config, _step_blocks(blocks, config, residual.float(), state, plans), backend)
     if config.residual_in_fp32 and residual.dtype != torch.float64:
         residual = residual.float()
-    for i, (layer, before) in enumerate(zip(weights.layers, weights.norms)):
+    hidden: Tensor | None = None
+    for i, (layer, following) in enumerate(zip(weights.layers, (*weights.norms[1:], None))):
         plan = PLAIN if plans is None else plans[i]
-        hidden = norm(residual, before.weight, before.bias, config, before.dtype, backend)
-        residual = residual + layer.step(hidden, state.conv[i], state.ssm[i], plan, backend)
+        hidden = _before(i, weights, config, residual, backend) if hidden is None else hidden
+        out = layer.step(hidden, state.conv[i], state.ssm[i], plan, backend)
+        residual, hidden = _add(residual, out, following, config, backend)
     return logits(weights, config, residual, backend)
 
 

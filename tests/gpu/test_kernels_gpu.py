@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from longscan.kernels import (
+    add_rms_norm,
     causal_conv1d,
+    causal_conv1d_step,
+    gated_rms_norm,
     selective_scan,
     selective_step,
     ssd_scan,
@@ -116,6 +119,25 @@ def test_conv_scores_and_step(relative_rms):
     pairs = ((state, "triton"), (oracle, "reference"))
     ys = [selective_step(s, *one, delta_bias=a["delta_bias"], backend=k) for s, k in pairs]
     assert relative_rms(*ys) < 1e-5 and relative_rms(state, oracle) < 1e-5
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("M", [1, 768, 5120])
+def test_what_stands_around_the_scan(M, dtype, bound, relative_rms):
+    both, residual = torch.randn(2, 65, 2 * M, device="cuda", dtype=dtype), torch.randn(2, 65, M, device="cuda")
+    (x, z), weight = both.chunk(2, -1), torch.randn(M, device="cuda")
+    found = add_rms_norm(residual, x, weight, 1e-5, dtype, backend="triton")
+    wanted = add_rms_norm(residual.double(), x.double(), weight.double(), 1e-5)
+    assert relative_rms(found[0], wanted[0]) < bound and relative_rms(found[1], wanted[1]) < 1e-6
+    for last in (True, False):
+        found = gated_rms_norm(x, z, weight, 1e-5, 1, last, backend="triton")
+        assert relative_rms(found, gated_rms_norm(x.double(), z.double(), weight.double(), 1e-5, 1, last)) < bound
+    taps, bias = torch.randn(M, 4, device="cuda"), torch.randn(M, device="cuda")
+    state = torch.randn(2, M, 3, device="cuda", dtype=dtype)
+    oracle = state.clone()
+    found = causal_conv1d_step(state, x[:, 0], taps, bias, backend="triton")
+    assert relative_rms(found, causal_conv1d_step(oracle, x[:, 0], taps, bias, backend="reference")) < bound
+    assert torch.equal(state, oracle)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longscan.kernels import (
+    add_rms_norm,
     causal_conv1d,
     causal_conv1d_step,
+    gated_rms_norm,
     rms_norm,
     selective_scan,
     selective_step,
@@ -53,6 +55,16 @@ def norm_inputs(B, L, M, seed=0):
     return {"x": torch.randn(B, L, M, generator=g), "weight": torch.rand(M, generator=g) + 0.5}
 
 
+def added_inputs(B, L, M, seed=0):
+    a = norm_inputs(B, L, M, seed)
+    return {"residual": norm_inputs(B, L, M, seed + 100)["x"], **a}
+
+
+def gated_inputs(B, L, M, seed=0):
+    a = norm_inputs(B, L, M, seed)
+    return {"x": a["x"], "z": norm_inputs(B, L, M, seed + 100)["x"], "weight": a["weight"]}
+
+
 def score_inputs(B, L, D, seed=0):
     a = scan_inputs(B, L, D, 1, seed)
     return {"delta": a["delta"], "delta_bias": a["delta_bias"], "mask": a["mask"], "weight": a["scale"]}
@@ -69,6 +81,8 @@ def every_function(L=5, seed=0, N=3):
         "causal_conv1d": (causal_conv1d, conv_inputs(2, L, 5, 4, seed)),
         "causal_conv1d_step": (causal_conv1d_step, conv_step_inputs(2, 5, 4, seed)),
         "rms_norm": (partial(rms_norm, epsilon=1e-5), norm_inputs(2, L, 5, seed)),
+        "add_rms_norm": (partial(add_rms_norm, epsilon=1e-5), added_inputs(2, L, 5, seed)),
+        "gated_rms_norm": (partial(gated_rms_norm, epsilon=1e-5, groups=2), gated_inputs(2, L, 6, seed)),
         "token_scores": (token_scores, score_inputs(2, L, 5, seed)),
     }
 
@@ -131,6 +145,8 @@ def _needed(name):
         "causal_conv1d": ("x", "weight", "bias"),
         "causal_conv1d_step": ("state", "x", "weight", "bias"),
         "rms_norm": ("x", "weight"),
+        "add_rms_norm": ("residual", "x", "weight"),
+        "gated_rms_norm": ("x", "z", "weight"),
         "token_scores": ("delta",),
     }
     return needed.get(name, ("state", "x", "delta", "A", "B", "C"))
@@ -240,6 +256,8 @@ def test_smallest_and_empty_shapes(sizes, backend):
     cases += [(causal_conv1d, conv_inputs(B, L, D, W)) for W in (1, 2, 4)]
     cases += [(causal_conv1d_step, conv_step_inputs(B, D, W)) for W in (1, 2, 4)]
     cases += [(partial(rms_norm, epsilon=1e-5), norm_inputs(B, L, D))]
+    cases += [(partial(add_rms_norm, epsilon=1e-5), added_inputs(B, L, D))]
+    cases += [(partial(gated_rms_norm, epsilon=1e-5), gated_inputs(B, L, D))]
     cases += [(ssd_scan, ssd), (ssd_scan, {**ssd, "index": nothing})] if D else []
     if L:
         cases += [(selective_step, of_step(scan))] + ([(ssd_step, of_step(ssd))] if D else [])

@@ -1,0 +1,38 @@
+"""With Triton, what stands between two scans is one kernel each; the numbers are those of the oracle."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from longscan.kernels.conv import triton as conv
+from longscan.kernels.norm import triton as norm
+from longscan.runtime import load
+
+
+@pytest.mark.parametrize("kind", ["demo", "demo-mamba2"])
+def test_each_layer_launches_them_once(kind, monkeypatch, relative_rms):
+    counts = {"add_rms_norm": 0, "rms_norm": 0, "gated_rms_norm": 0, "causal_conv1d_step": 0}
+    for name in counts:
+        place = conv if "conv" in name else norm
+
+        def counting(*given, name=name, function=getattr(place, name)):
+            counts[name] += 1
+            return function(*given)
+
+        monkeypatch.setattr(place, name, counting)
+    ids = torch.arange(12).view(2, 6)
+    found = {}
+    for backend in ("reference", "triton"):
+        lm = load(kind, dtype="float32", backend=backend)
+        layers, mamba2 = lm.config.n_layer, kind == "demo-mamba2"
+        read = lm.prefill(ids, chunk=6, logits_to_keep=0)
+        prefill, before = read.logits, dict(counts)
+        found[backend] = [prefill, *lm.step(ids[:, 0], read.state)[:1], read.state.conv]
+        once = {"add_rms_norm": layers - 1, "rms_norm": 2, "gated_rms_norm": layers if mamba2 else 0}
+        if backend == "triton":
+            assert before == {**once, "causal_conv1d_step": 0}
+            step = {name: counts[name] - before[name] for name in counts}
+            assert step == {**once, "causal_conv1d_step": layers}
+    for right, other in zip(*found.values(), strict=True):
+        assert relative_rms(other, right) < 1e-5
