@@ -1,5 +1,5 @@
-"""Causal depthwise convolution and silu on a GPU: a thread slides a window of W inputs along time, or moves it on by one
-token in place."""
+"""Causal depthwise convolution and silu on a GPU: a thread slides a window of W inputs along time, or moves it on
+by one token in place."""
 
 from __future__ import annotations
 

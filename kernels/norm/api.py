@@ -52,7 +52,7 @@ def add_rms_norm(
     given = floats(residual=residual, x=x, weight=weight)
     _features("residual", residual, weight)
     shape("x", x, tuple(residual.shape))
-    run = _module(backend, given)
+    run = _module(backend, [x, *given])  # x decides
     found: tuple[Tensor, Tensor] = run.add_rms_norm(residual, x, weight, epsilon, x.dtype if dtype is None else dtype)
     return found
 

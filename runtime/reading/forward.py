@@ -76,7 +76,7 @@ def _add(
     residual: Tensor, out: Tensor, following: Norm | None, config: ModelConfig, backend: str
 ) -> tuple[Tensor, Tensor | None]:
     """residual + out, and on a GPU, made in the same pass, what the following layer reads; else None."""
-    if following is None or not config.rms_norm or not on_triton(backend, residual, out):
+    if following is None or not config.rms_norm or not on_triton(backend, out, residual):
         return residual + out, None
     hidden, residual = add_rms_norm(
         residual, out, following.weight, config.norm_epsilon, following.dtype, backend=backend

@@ -14,7 +14,17 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from longscan.kernels import causal_conv1d, selective_scan, selective_step, ssd_scan, ssd_step, token_scores
+from longscan.kernels import (
+    add_rms_norm,
+    causal_conv1d,
+    causal_conv1d_step,
+    gated_rms_norm,
+    selective_scan,
+    selective_step,
+    ssd_scan,
+    ssd_step,
+    token_scores,
+)
 from longscan.kernels.sketch.triton import histogram_triton
 
 launch = JITFunction.run
@@ -80,6 +90,14 @@ def mamba2(L: int, H: int, P: int, N: int, options: bool) -> None:
     ssd_step(torch.rand(1, H, P, N), x[:, 0], delta[:, 0], A, B[:, 0], B[:, 0], **one, backend="triton")
 
 
+def around(M: int) -> None:
+    """What stands around a scan, M features."""
+    x, weight = torch.rand(1, M), torch.rand(M)
+    add_rms_norm(x, x, weight, 1e-5, backend="triton")
+    gated_rms_norm(x, x, weight, 1e-5, backend="triton")
+    causal_conv1d_step(torch.rand(1, M, 1), x, torch.rand(M, 2), weight, backend="triton")
+
+
 def overlapping(t: torch.Tensor) -> torch.Tensor:
     """The same shape with all strides 1."""
     return torch.rand(sum(t.shape)).as_strided(t.shape, (1,) * t.dim())
@@ -101,6 +119,7 @@ def main() -> None:
         case(f"one of everything, {kind}", mamba1, 1, 1, 1, on)
         case(f"one head of one channel, {kind}", mamba2, 1, 1, 1, 1, on)
     case("strides of 1", mamba1, 3, 5, 4, True, overlapping)
+    case("one feature", around, 1)
     case("one head", mamba2, 7, 1, 16, 16, True)
     case("two chunks of one channel", mamba1, 256, 1, 4, False)
     grid = (torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32), 6, 7, 2.0**36)

@@ -67,6 +67,7 @@ def test_arguments_of_one_compile(launched, kind):
     mamba2 = ["ssd_states", "ssd_carry", "ssd_pairs", "ssd_outputs", "ssd_token"]
     assert launched[f"one channel, {kind}"] == launched[f"one of everything, {kind}"] == mamba1
     assert launched[f"one head of one channel, {kind}"] == mamba2
+    assert launched["one feature"] == ["rms", "gated_rms", "conv_step"]
     assert launched["strides of 1"] == mamba1 and launched["one head"] == mamba2
     assert {"scan", "carry"} <= set(launched["two chunks of one channel"]) and launched["one value"] == ["sketch"]
 

@@ -10,17 +10,20 @@ from longscan.kernels.norm import triton as norm
 from longscan.runtime import load
 
 
+def counting(counts, name, function):
+    def counted(*given):
+        counts[name] += 1
+        return function(*given)
+
+    return counted
+
+
 @pytest.mark.parametrize("kind", ["demo", "demo-mamba2"])
 def test_each_layer_launches_them_once(kind, monkeypatch, relative_rms):
     counts = {"add_rms_norm": 0, "rms_norm": 0, "gated_rms_norm": 0, "causal_conv1d_step": 0}
     for name in counts:
         place = conv if "conv" in name else norm
-
-        def counting(*given, name=name, function=getattr(place, name)):
-            counts[name] += 1
-            return function(*given)
-
-        monkeypatch.setattr(place, name, counting)
+        monkeypatch.setattr(place, name, counting(counts, name, getattr(place, name)))
     ids = torch.arange(12).view(2, 6)
     found = {}
     for backend in ("reference", "triton"):
