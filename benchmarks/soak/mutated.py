@@ -36,7 +36,6 @@ OURS = (UserError, CheckpointError, SidecarError)
 SECONDS = 10.0
 SLACK = 96 << 20  # bytes of memory beyond twice the file: what a process's allocators and libraries move by themselves
 LIMIT = 8 << 30  # of the child's address space: a flood ends as an error, not as the machine's
-PACKAGES = f"{os.sep}longscan{os.sep}"
 
 
 def memory(name: str) -> int:
@@ -57,14 +56,15 @@ def attempt(target: inputs.Target, draw: random.Random) -> tuple[str, str, bytes
         outcome, said = "read", ""
     except BaseException as error:
         said = f"{type(error).__name__}: {error}"
-        frames = traceback.extract_tb(error.__traceback__)
-        own = type(error) is ValueError and PACKAGES in frames[-1].filename
+        frames = [*traceback.walk_tb(error.__traceback__)]
+        ours = [(f, line) for f, line in frames if f.f_globals.get("__name__", "").startswith("longscan.")]
+        own = type(error) is ValueError and ours and ours[-1] == frames[-1]
         outcome = "refused" if isinstance(error, OURS) or own else "fault"
         if outcome == "refused" and (";" not in said or len(said.splitlines()) > 1) and type(error) is not UserError:
             outcome, said = "fault", f"not one line with a remedy: {said}"
         if outcome == "fault":
-            where = next((f for f in reversed(frames) if PACKAGES in f.filename), frames[-1])
-            said += f" [{Path(where.filename).name}:{where.lineno}]"
+            frame, line = (ours or frames)[-1]
+            said += f" [{Path(frame.f_code.co_filename).name}:{line}]"
     seconds, more = time.monotonic() - began, memory("VmHWM") - before
     if seconds > SECONDS:
         return "fault", f"took {seconds:.0f} s ({said})", data
