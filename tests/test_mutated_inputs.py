@@ -13,23 +13,20 @@ CASES = 25
 
 
 @pytest.fixture(scope="module")
-def targets(tmp_path_factory):
+def soak():
+    """The soak's modules, which are scripts beside each other."""
     sys.path.insert(0, str(SOAK))
     try:
         import inputs
-    finally:
-        sys.path.remove(str(SOAK))
-    return inputs.targets(tmp_path_factory.mktemp("soak"))
-
-
-@pytest.fixture(scope="module")
-def attempt(targets):
-    sys.path.insert(0, str(SOAK))
-    try:
         import mutated
     finally:
         sys.path.remove(str(SOAK))
-    return mutated.attempt
+    return inputs, mutated
+
+
+@pytest.fixture(scope="module")
+def targets(soak, tmp_path_factory):
+    return soak[0].targets(tmp_path_factory.mktemp("soak"))
 
 
 KINDS = [
@@ -47,9 +44,9 @@ def test_every_kind_is_in_the_slice(targets):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("ignore")  # of libraries that are given nonsense
-def test_a_mutated_file_is_read_right_or_refused_in_one_line(targets, attempt, kind):
+def test_a_mutated_file_is_read_right_or_refused_in_one_line(targets, soak, kind):
     target = targets[kind]()
     target.read(target.data)
-    found = [attempt(target, Random(f"slice {kind} {case}")) for case in range(CASES)]
+    found = [soak[1].attempt(target, Random(f"slice {kind} {case}")) for case in range(CASES)]
     assert [said for outcome, said, _ in found if outcome == "fault"] == []
     assert {outcome for outcome, _, _ in found} & {"read", "refused"}
