@@ -92,6 +92,9 @@ def run(
         resume=resume,
     )
     if only_plan:
+        leave()
+        if processes.rank:
+            return
         planned = plan(lm, recipe, options)
         click.echo(json.dumps(planned.to_json()) if as_json else "\n".join(planned.lines()))
         return

@@ -20,7 +20,7 @@ from .measure import measure
 from .search import search
 from .texts import Tokens
 
-_TIMED = {"cuda": 16384, "cpu": 2048}  # tokens read to tell the speed
+_TIMED = {"cuda": 16384}  # tokens read to tell the speed; 2048 elsewhere
 
 
 class _Knows(Journal):
@@ -79,7 +79,7 @@ class Plan:
         speed = f"at the {self.tokens_a_second:,.0f} tokens a second read here now"
         found += ["", f"{self.tokens:,} tokens (cost {self.cost:.1f}), about {minutes} {speed}"]
         parts = [("weights", self.weights_bytes), ("statistics", self.statistics_bytes), ("a pass", self.pass_bytes)]
-        found.append("memory: " + ", ".join(f"{what} {size / 1e6:,.0f} MB" for what, size in parts if size is not None))
+        found.append("memory: " + ", ".join(f"{what} {size / 1e6:,.1f} MB" for what, size in parts if size is not None))
         return found
 
 
@@ -115,7 +115,7 @@ def plan(job: Job, tokens: Tokens) -> Plan:
 
 
 def _tokens_a_second(job: Job, tokens: Tokens) -> float:
-    some = tokens.windows.flatten()[: _TIMED[job.lm.device.type]][None]
+    some = tokens.windows.flatten()[: _TIMED.get(job.lm.device.type, 2048)][None]
     for _ in range(2):  # the first compiles
         began = time.monotonic()
         job.lm.prefill(some, method="none", logits_to_keep=1).logits.cpu()
