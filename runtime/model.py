@@ -17,6 +17,7 @@ from .checkpoint.tokenizer import load_tokenizer
 from .families.weights import Weights
 from .generate.loop import generate_batch, generate_ids, generate_text, is_batch
 from .reading.forward import step_layers
+from .reading.graph import Plans, StepGraph, is_graphed
 from .reading.growth import Growth
 from .reading.observer import Observer
 from .reading.prefill import Output, Reading, in_given_columns, is_open, prefill
@@ -162,6 +163,7 @@ class LM:
 
         With a sidecar each token is filtered with g at the length reached, by the method the prompt was read with;
         unfiltered, as published, if the model was loaded with filter_decode=False or the sidecar says so.
+        On a GPU the third step of a state and those after it replay a CUDA graph that the second captured.
         Raises ValueError while a promised prompt is unfinished.
         """
         check_kind(state, State)
@@ -171,7 +173,17 @@ class LM:
             raise ValueError(f"token has shape {tuple(token.shape)}, expected {tuple(state.length.shape)}")
         filtered = self._growth is not None and filters_decode(self.sidecar, self.filter_decode)
         plans = self._growth.layer_plans(state) if filtered and self._growth is not None else None
-        logits = step_layers(self.weights, self.config, token.to(self.device), state, self.backend, plans)
+
+        def run(token: Tensor, plans: Plans) -> Tensor:
+            return step_layers(self.weights, self.config, token, state, self.backend, plans)
+
+        if not is_graphed(self.backend, state.ssm):
+            logits = run(token.to(self.device), plans)
+        else:
+            bound = self.weights, state.conv, state.ssm
+            if state.graph is None or not state.graph.fits(*bound, plans):
+                state.graph = StepGraph(*bound, token, plans)
+            logits = state.graph.step(run, token, plans)
         state.length += 1
         return logits, state
 

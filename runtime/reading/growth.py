@@ -28,6 +28,7 @@ class Growth:
     def __init__(self, sidecar: Sidecar, weights: Layered):
         self._sidecar, self._weights = sidecar, weights
         self._resolved: dict[tuple[Plan, int, str, int], list[LayerPlan]] = {}
+        self._stacked: tuple[list[list[LayerPlan]], list[LayerPlan]] = [], []  # the last rows, and what came of them
 
     @cached_property
     def _edges(self) -> list[int]:
@@ -39,11 +40,16 @@ class Growth:
         return self._edges[bisect_right(self._edges, position)]
 
     def layer_plans(self, state: State) -> list[LayerPlan]:
-        """What each layer does with the next token of each row, whose position is the row's length."""
+        """What each layer does with the next token of each row, whose position is the row's length; the same list
+        until a row enters another cell."""
         positions = state.length.tolist()
         plans = state.plans if len(state.plans) > 1 else state.plans * len(positions)
         rows = [self._row(plan, self.until(at), state) for plan, at in zip(plans, positions)]
-        return stacked(rows)
+        before, found = self._stacked
+        if len(before) != len(rows) or any(a is not b for a, b in zip(before, rows)):
+            found = stacked(rows)
+            self._stacked = rows, found
+        return found
 
     def _row(self, plan: Plan, length: int, state: State) -> list[LayerPlan]:
         key = (plan, length, state.method, state.protected)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..errors import os_reason
 from ..files import parse_json, read_sealed, save_sealed
 from ..sidecar.plan import Plan
+from .graph import StepGraph
 from .reservoir import Tokens, concatenate
 
 
@@ -42,6 +44,10 @@ class State:
     reservoirs: dict[int, tuple[Tokens, ...]] = field(default_factory=dict)
     fingerprint: str = ""
     sidecar: str = ""
+    graph: StepGraph | None = field(default=None, init=False, compare=False, repr=False)  # of its steps; no copy has it
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "graph": None}
 
     @property
     def batch(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,10 @@ from longscan.kernels import (
 from longscan.kernels.scan import triton as scan_triton
 from longscan.kernels.scan.triton_plan import SCAN_CONFIGS
 from longscan.kernels.shared.arguments import Scan
+from longscan.runtime import load
+from longscan.runtime.reading.forward import step_layers
 
+from ..checkpoints import make_sidecar
 from ..kernels.cases import double, load_benchmark, scan_inputs, ssd_inputs, without
 
 pytestmark = pytest.mark.gpu
@@ -91,19 +96,35 @@ def test_offsets_beyond_32_bits(relative_rms):
     assert relative_rms(token_scores(x)[:, -64:], token_scores(x[:, tail], backend="reference")[:, -64:]) < 1e-4
 
 
-def test_a_decode_step_as_a_cuda_graph(relative_rms):
-    from longscan.runtime import load
+@pytest.mark.parametrize("kind", ["demo", "demo-mamba2"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("filtered", [False, True])
+def test_steps_are_a_cuda_graph(kind, dtype, filtered, relative_rms):
+    """Replayed and launched one by one, over an edge of the filter's cells; rows of one length and of two."""
+    lm = load(kind, device="cuda", dtype=dtype)
+    if filtered:
+        lm = lm.with_sidecar(make_sidecar(lm))
+    ids = torch.randint(0, 64, (2, 30))
+    for prompts in (ids, [ids[0], ids[1, :20]]):
+        own, state = (lm.prefill(prompts, method="filter" if filtered else "none").state for _ in range(2))
+        for t in range(40):
+            token = torch.full((2,), t, device="cuda")
+            plans = lm._growth.layer_plans(own) if filtered else None
+            with torch.inference_mode():
+                wanted = step_layers(lm.weights, lm.config, token, own, lm.backend, plans)
+            own.length += 1
+            found, state = lm.step(token, state)
+            assert relative_rms(found, wanted) < 1e-6 and relative_rms(state.ssm, own.ssm) < 1e-6
+        assert state.graph is not None and state.graph._captured is not None
 
-    bench = load_benchmark("whole_models")
+
+def test_threads_generate_with_graphs_of_their_own():
     lm = load("demo", device="cuda", dtype="float32")
-    state = lm.prefill(torch.randint(0, 256, (1, 50))).state
-    eager, own = state, state.clone()
-    with torch.inference_mode():
-        graph = bench.DecodeGraph(lm, own)
-        for token in (5, 77, 200):
-            ids = torch.tensor([token], device="cuda")
-            wanted, eager = lm.step(ids, eager)
-            assert relative_rms(graph.step(ids), wanted) < 1e-5
+    lm = lm.with_sidecar(make_sidecar(lm))
+    prompts = [torch.randint(0, 64, (n,)).tolist() for n in (20, 33, 47, 80)]
+    alone = [list(lm.generate(prompt, 60)) for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda prompt: list(lm.generate(prompt, 60)), prompts)) == alone
 
 
 def test_conv_scores_and_step(relative_rms):
@@ -158,8 +179,6 @@ def test_ssd(shape, dropped, dtype, bound, relative_rms):
 
 
 def test_models_agree_across_devices(relative_rms):
-    from longscan.runtime import load
-
     ids = torch.randint(0, 256, (2, 700))
     wanted = load("demo", device="cpu").prefill(ids, logits_to_keep=0).logits
     found = load("demo", device="cuda", dtype="float32").prefill(ids, logits_to_keep=0).logits
@@ -170,8 +189,6 @@ def test_models_agree_across_devices(relative_rms):
 @pytest.mark.parametrize("kind", ["demo", "demo-mamba2"])
 def test_the_second_gpu(kind, relative_rms):
     """While the first is current: prefill, a filter's scores and steps run where the model lies."""
-    from longscan.runtime import load
-
     ids = torch.randint(0, 256, (2, 300))
     wanted, found = (load(kind, device=place, dtype="float32") for place in ("cuda:0", "cuda:1"))
     outs = [lm.prefill(ids, logits_to_keep=0) for lm in (wanted, found)]
