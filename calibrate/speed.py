@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from torch import Tensor
@@ -53,10 +54,22 @@ def _rate(tokens: int, seconds: float) -> str:
 
 
 def weight_bytes(weights: Weights) -> int:
-    """What a decode step reads of the weights: every layer, the last norm and the head (one row of the embedding)."""
-    tensors = [value for layer in weights.layers for value in vars(layer).values()]
-    found = [t for t in (*tensors, weights.norm, weights.norm_bias, weights.head) if isinstance(t, Tensor)]
-    return sum(t.numel() * t.element_size() for t in found)
+    """What a decode step reads of the weights: every layer, its norm, the last norm and the head (one row of the
+    embedding)."""
+    found = [weights.layers, weights.norms, weights.norm, weights.norm_bias, weights.head]
+    return sum(t.numel() * t.element_size() for t in _tensors(found))
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """Every tensor inside nested dataclasses and sequences."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors(one)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _tensors(getattr(value, field.name))
 
 
 def state_bytes(lm: LM) -> int:

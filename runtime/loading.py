@@ -24,6 +24,7 @@ def load(
     revision: str | None = None,
     backend: str = "auto",
     filter_decode: bool | None = None,
+    cuda_graph: bool = True,
 ) -> LM:
     """Load a Mamba language model (Mamba-1, Mamba-2 or Falcon-Mamba; hybrids with attention through transformers) and,
     if given, its sidecar.
@@ -36,6 +37,8 @@ def load(
     dtype: "auto" is float32 on a CPU and bfloat16 on a GPU; the SSM state is float32 in both
     filter_decode: filter generated tokens too, with the sidecar's g at the length reached; False as published; None as
         the sidecar says, which is True unless a published recipe made it
+    cuda_graph: replay decode steps on a GPU as a CUDA graph, which takes the launches out. False where other threads
+        call torch.cuda.synchronize(): CUDA forbids that during a capture
 
     Raises CheckpointError (model files) and SidecarError (sidecar malformed, or made for another model).
     """
@@ -52,6 +55,7 @@ def load(
     if path is None:
         raise CheckpointError(f"{model} has no config.json; give a folder with a Mamba checkpoint")
     lm = _load_plain(source, path, None if spread else place, pick_dtype(dtype, place), backend, filter_decode)
+    lm.cuda_graph = cuda_graph
     if isinstance(sidecar, str | Path):
         sidecar = Sidecar.read(sidecar, None if is_hub_id(source.name) else revision)
     if sidecar is None:

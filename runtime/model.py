@@ -14,10 +14,10 @@ from torch import Tensor
 from .checkpoint.config import ModelConfig
 from .checkpoint.source import Source
 from .checkpoint.tokenizer import load_tokenizer
+from .decode.graph import Plans, StepGraph, is_graphed
 from .families.weights import Weights
 from .generate.loop import generate_batch, generate_ids, generate_text, is_batch
 from .reading.forward import step_layers
-from .reading.graph import Plans, StepGraph, is_graphed
 from .reading.growth import Growth
 from .reading.observer import Observer
 from .reading.prefill import Output, Reading, in_given_columns, is_open, prefill
@@ -37,10 +37,12 @@ class LM:
 
     hybrid: attention among the Mamba layers. It filters and scales, but its layers cannot be run one by one
     rotary: that attention has rotary positions, which a sidecar's factors may stretch
+    cuda_graph: whether steps on a GPU replay a CUDA graph; may be changed at any time
     """
 
     hybrid = False
     rotary = False
+    cuda_graph = True
 
     def __init__(
         self,
@@ -163,7 +165,8 @@ class LM:
 
         With a sidecar each token is filtered with g at the length reached, by the method the prompt was read with;
         unfiltered, as published, if the model was loaded with filter_decode=False or the sidecar says so.
-        On a GPU the third step of a state and those after it replay a CUDA graph that the second captured.
+        On a GPU the second step of a state is captured as a CUDA graph, which it and those after it replay, unless
+        the model was loaded with cuda_graph=False.
         Raises ValueError while a promised prompt is unfinished.
         """
         check_kind(state, State)
@@ -177,7 +180,7 @@ class LM:
         def run(token: Tensor, plans: Plans) -> Tensor:
             return step_layers(self.weights, self.config, token, state, self.backend, plans)
 
-        if not is_graphed(self.backend, state.ssm):
+        if not (self.cuda_graph and is_graphed(self.backend, state.ssm)):
             logits = run(token.to(self.device), plans)
         else:
             bound = self.weights, state.conv, state.ssm

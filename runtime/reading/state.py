@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..decode.graph import StepGraph
 from ..errors import os_reason
 from ..files import parse_json, read_sealed, save_sealed
 from ..sidecar.plan import Plan
-from .graph import StepGraph
 from .reservoir import Tokens, concatenate
 
 

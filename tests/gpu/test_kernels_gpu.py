@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,9 +21,7 @@ from longscan.kernels.scan import triton as scan_triton
 from longscan.kernels.scan.triton_plan import SCAN_CONFIGS
 from longscan.kernels.shared.arguments import Scan
 from longscan.runtime import load
-from longscan.runtime.reading.forward import step_layers
 
-from ..checkpoints import make_sidecar
 from ..kernels.cases import double, load_benchmark, scan_inputs, ssd_inputs, without
 
 pytestmark = pytest.mark.gpu
@@ -94,37 +90,6 @@ def test_offsets_beyond_32_bits(relative_rms):
     wanted, _ = causal_conv1d(x[:, tail], torch.ones(D, 4, device="cuda"), None, backend="reference")
     assert relative_rms(found[:, -64:], wanted[:, -64:]) < 1e-2
     assert relative_rms(token_scores(x)[:, -64:], token_scores(x[:, tail], backend="reference")[:, -64:]) < 1e-4
-
-
-@pytest.mark.parametrize("kind", ["demo", "demo-mamba2"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("filtered", [False, True])
-def test_steps_are_a_cuda_graph(kind, dtype, filtered, relative_rms):
-    """Replayed and launched one by one, over an edge of the filter's cells; rows of one length and of two."""
-    lm = load(kind, device="cuda", dtype=dtype)
-    if filtered:
-        lm = lm.with_sidecar(make_sidecar(lm))
-    ids = torch.randint(0, 64, (2, 30))
-    for prompts in (ids, [ids[0], ids[1, :20]]):
-        own, state = (lm.prefill(prompts, method="filter" if filtered else "none").state for _ in range(2))
-        for t in range(40):
-            token = torch.full((2,), t, device="cuda")
-            plans = lm._growth.layer_plans(own) if filtered else None
-            with torch.inference_mode():
-                wanted = step_layers(lm.weights, lm.config, token, own, lm.backend, plans)
-            own.length += 1
-            found, state = lm.step(token, state)
-            assert relative_rms(found, wanted) < 1e-6 and relative_rms(state.ssm, own.ssm) < 1e-6
-        assert state.graph is not None and state.graph._captured is not None
-
-
-def test_threads_generate_with_graphs_of_their_own():
-    lm = load("demo", device="cuda", dtype="float32")
-    lm = lm.with_sidecar(make_sidecar(lm))
-    prompts = [torch.randint(0, 64, (n,)).tolist() for n in (20, 33, 47, 80)]
-    alone = [list(lm.generate(prompt, 60)) for prompt in prompts]
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(lambda prompt: list(lm.generate(prompt, 60)), prompts)) == alone
 
 
 def test_conv_scores_and_step(relative_rms):

@@ -11,7 +11,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from longscan.runtime import load, model
-from longscan.runtime.reading import graph
+from longscan.runtime.decode import graph
 
 from ..checkpoints import MAMBA2, make_sidecar, random_mamba2_tensors, random_tensors, write_state_spaces
 
@@ -109,6 +109,16 @@ def test_generation(pair, captures, monkeypatch):
         monkeypatch.setattr(model, "is_graphed", lambda backend, ssm, on=graphed: on)
         found.append(list(lm.generate(prompts, 12, stop=[alone[0][4]])))
     assert found[0] == found[1] and captures
+
+
+def test_switched_off(pair, captures):
+    plain, _ = pair
+    plain.cuda_graph = False
+    state = plain.prefill(torch.randint(0, 64, (1, 30))).state
+    for t in range(4):
+        plain.step(torch.tensor([t]), state)
+    assert state.graph is None and not captures
+    assert load("demo", cuda_graph=False).with_sidecar(None).cuda_graph is False
 
 
 def test_what_cannot_be_captured_is_launched_one_by_one(pair, captures, monkeypatch, caplog):

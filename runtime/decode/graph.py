@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from ..sidecar.plan import LayerPlan
 Plans = Sequence[LayerPlan] | None
 Step = Callable[[Tensor, Plans], Tensor]  # token (B,), plans -> logits (B, V); updates the states in place
 _log = logging.getLogger("longscan.runtime")
+_capturing = Lock()  # two captures at a time would break each other
 
 
 def is_graphed(backend: str, ssm: Tensor) -> bool:
@@ -68,20 +70,39 @@ class StepGraph:
 
 
 def capture(run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
-    """A call that repeats `run` on the device, and the tensor where its result then lies; nothing is run yet."""
+    """A call that repeats `run` on the device, and the tensor where its result then lies; nothing is run yet.
+
+    Other threads go on meanwhile, and may allocate and draw; one that synchronises the whole device gets CUDA's error,
+    and so does the capture. Raises RuntimeError, with the thread's stream as it was.
+    """
     graph = torch.cuda.CUDAGraph()
-    # An error mode of this thread's: another one may be reading a prompt, and allocate.
-    with (
-        torch.cuda.device(device),
-        torch.cuda.graph(graph, stream=_side(device), capture_error_mode="thread_local"),
-    ):
-        out = run()
+    with _capturing, torch.cuda.stream(_side(device)):
+        _begin(graph, torch.cuda.default_generators[torch.cuda.current_device()])
+        try:
+            out = run()
+        finally:
+            graph.capture_end()
 
     def replay() -> None:
         with torch.cuda.device(device):
             graph.replay()
 
     return replay, out
+
+
+def _begin(graph: torch.cuda.CUDAGraph, default: torch.Generator) -> None:
+    """Begin a capture that lends itself another generator in the default one's place.
+
+    Up to torch 2.13 a capture takes the device's default generator for itself: a draw in any other thread fails until
+    it ends, and after a capture that failed every draw of the process does.
+    """
+    own, lent = default.graphsafe_get_state(), torch.Generator(default.device)
+    lent.seed()
+    default.graphsafe_set_state(lent)
+    try:
+        graph.capture_begin(capture_error_mode="thread_local")
+    finally:
+        default.graphsafe_set_state(own)
 
 
 @lru_cache
