@@ -15,6 +15,9 @@ from longscan.runtime.reading.forward import step_layers
 from ..checkpoints import make_sidecar
 
 
+pytestmark = pytest.mark.gpu
+
+
 def launched(lm, token, state):
     """One step without a graph."""
     plans = None if lm.sidecar is None else lm._growth.layer_plans(state)
