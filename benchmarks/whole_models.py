@@ -30,8 +30,8 @@ COLUMNS = ("model", "what", "tokens", "low_ms", "median_ms", "high_ms", "bound_m
 M, LAYERS, TOKENS, DECIMATE, KEEP = 2048, 48, 65536, 12, 4000
 
 
-def peer_prefill(tensors: dict[str, Tensor], n_layer: int) -> Callable[[Tensor], Tensor] | None:
-    """mamba-ssm's model with the same weights: ids -> logits of the last token. None if not installed."""
+def peer_model(tensors: dict[str, Tensor], n_layer: int) -> Any | None:
+    """mamba-ssm's model with the same weights. None if not installed."""
     try:
         from mamba_ssm.models.config_mamba import MambaConfig
         from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
@@ -41,7 +41,18 @@ def peer_prefill(tensors: dict[str, Tensor], n_layer: int) -> Callable[[Tensor],
     config = MambaConfig(d_model=width, n_layer=n_layer, vocab_size=V, ssm_cfg={"layer": "Mamba1"})
     model = MambaLMHeadModel(config, device="cuda", dtype=torch.bfloat16)
     model.load_state_dict({**tensors, "lm_head.weight": tensors["backbone.embedding.weight"]})
-    return lambda ids: model(ids, num_last_tokens=1).logits[:, -1].float()
+    return model
+
+
+def peer_decode(model: Any) -> Callable[[Tensor], Tensor]:
+    """mamba-ssm's step in its own CUDA graph (`cg=True`), from a zero state: token (1,) -> logits (1, V)."""
+    from mamba_ssm.utils.generation import update_graph_cache
+
+    cache = update_graph_cache(model, None, batch_size=1, seqlen_og=1, max_seqlen=2)
+    for states in cache.inference_params.key_value_memory_dict.values():  # what its warm-up left
+        for state in states:
+            state.zero_()
+    return lambda token: cache.run(token[:, None], torch.zeros_like(token[:, None]), 1)[:, -1].float()
 
 
 def decimated_prefill(lm: LM, ids: Tensor, layer: int, keep: int) -> Tensor:
@@ -82,12 +93,16 @@ def whole_models(path: Path, device: str, tiny: bool = False) -> None:
     check("decimation that keeps every token", decimated_prefill(lm, ids, layer, tokens), wanted, 5e-2)
     row("prefill", tokens, lambda: lm.prefill(ids))
     row(f"prefill keeping {keep} from layer {layer}", tokens, lambda: decimated_prefill(lm, ids, layer, keep))
-    peer = peer_prefill(tensors, n_layer) if device == "cuda" else None
+    peer = peer_model(tensors, n_layer) if device == "cuda" else None
     if peer is None:
         print("mamba-ssm is not installed: its model is left out", file=sys.stderr)
     else:
-        check("mamba-ssm's model", peer(ids), wanted, 5e-2)
-        row("prefill mamba-ssm", tokens, lambda: peer(ids))
+
+        def peer_prefill() -> Tensor:
+            return peer(ids, num_last_tokens=1).logits[:, -1].float()
+
+        check("mamba-ssm's model", peer_prefill(), wanted, 5e-2)
+        row("prefill mamba-ssm", tokens, peer_prefill)
 
     state = lm.prefill(ids).state
     token = torch.zeros(1, dtype=torch.int64, device=device)
@@ -102,6 +117,11 @@ def whole_models(path: Path, device: str, tiny: bool = False) -> None:
         check("the decode graph", [lm.step(token, state)[0] for _ in range(3)][-1], wanted, 1e-2)
         row("decode, launched one by one", 1, lambda: launched(eager), bound)
     row("decode", 1, lambda: lm.step(token, state), bound)
+    if peer is not None:
+        step, state = peer_decode(peer), lm.new_state(1)
+        wanted = [lm.step(token, state)[0] for _ in range(3)][-1]
+        check("mamba-ssm's decode graph", [step(token) for _ in range(3)][-1], wanted, 5e-2)
+        row("decode mamba-ssm, its CUDA graph", 1, lambda: step(token), bound)
     with path.open("w", newline="") as file:
         file.write(f"# {machine(device)}\n")
         writer: Any = csv.DictWriter(file, COLUMNS, lineterminator="\n")
