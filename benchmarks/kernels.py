@@ -34,8 +34,8 @@ import torch
 from oracle import scan_oracle
 from sequential_scan import sequential_scan
 from ssd_cases import HEADS, SSDCase, ssd_error, ssd_inputs, ssd_kernels
-from static_cost import BANDWIDTH, SHAPES, bounds
-from timing import machine, quantiles
+from static_cost import SHAPES, bounds
+from timing import bandwidth, machine, quantiles
 from torch import Tensor
 from whole_models import whole_models
 
@@ -119,7 +119,7 @@ def error(y: Tensor, a: dict[str, Tensor]) -> float:
 def measure(case: Case | SSDCase, device: str) -> list[dict[str, Any]]:
     """One row a kernel; a kernel whose result is wrong is reported on stderr and has no row."""
     if isinstance(case, SSDCase):
-        bound = 1e3 * case.bytes / BANDWIDTH
+        bound = 1e3 * case.bytes / bandwidth(device)
         a, calls, off = ssd_inputs(case, device), ssd_kernels, ssd_error
     else:
         cost = json.loads((DOCS / "static_cost.json").read_text())["kernels"][0]

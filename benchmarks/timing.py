@@ -7,6 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import triton
@@ -24,6 +25,14 @@ def quantiles(run: Callable[[], object], device: str) -> tuple[float, float, flo
         times.append(1e3 * (time.perf_counter() - began))
     cuts = statistics.quantiles(times, n=5, method="inclusive")
     return cuts[0], statistics.median(times), cuts[-1]
+
+
+@lru_cache
+def bandwidth(device: str) -> float:
+    """Bytes a second that a large copy reaches here, read and written: what bounds in bytes are divided by."""
+    a = torch.empty(2**30 if device == "cuda" else 2**24, dtype=torch.uint8, device=device)
+    b = torch.empty_like(a)
+    return 2e3 * a.numel() / quantiles(lambda: b.copy_(a), device)[1]
 
 
 def machine(device: str) -> str:

@@ -2,7 +2,7 @@
 
 Prefill: 64k tokens of the 1.4B shape, plain, and keeping 4000 tokens from layer 12 on (DeciMamba's published setting).
 Decode: one token at batch 1, as LM.step runs it (on a GPU it replays a CUDA graph) and, there, launched one by one; the
-bound is the bytes of the weights over the bandwidth.
+bound is the bytes of weights and state over the bandwidth of a copy on the same chip.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 from shapes import write_state_spaces
-from static_cost import BANDWIDTH
-from timing import machine, quantiles
+from timing import bandwidth, machine, quantiles
 from torch import Tensor
 
 from longscan.calibrate.speed import state_bytes, weight_bytes
@@ -106,7 +105,7 @@ def whole_models(path: Path, device: str, tiny: bool = False) -> None:
 
     state = lm.prefill(ids).state
     token = torch.zeros(1, dtype=torch.int64, device=device)
-    bound = round(1e3 * (weight_bytes(lm.weights) + 2 * state_bytes(lm)) / BANDWIDTH, 4)
+    bound = round(1e3 * (weight_bytes(lm.weights) + 2 * state_bytes(lm)) / bandwidth(device), 4)
     if device == "cuda":
 
         def launched(own: State) -> Tensor:
