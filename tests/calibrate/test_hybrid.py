@@ -72,6 +72,16 @@ def test_its_sidecar_filters_and_never_decimates(calibrated, folder):
     assert not any("keep" in name for name in side.tensors)
 
 
+def test_spread_by_accelerate_it_is_calibrated_alike(calibrated, folder, run, tmp_path):
+    """Over the devices there are: here one."""
+    pytest.importorskip("accelerate")
+    out = tmp_path / "spread.longscan.safetensors"
+    call(*run, "--device", "spread", "--out", out)
+    one, other = Sidecar.read(calibrated[0]), Sidecar.read(out)
+    assert one.tensors.keys() == other.tensors.keys() and one.metadata["policy"] == other.metadata["policy"]
+    assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+
+
 def test_the_sidecar_serves_the_model_in_memory(calibrated, folder):
     out, _ = calibrated
     ids = torch.randint(0, 256, (1, 200))
