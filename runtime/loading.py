@@ -38,7 +38,8 @@ def load(
     filter_decode: filter generated tokens too, with the sidecar's g at the length reached; False as published; None as
         the sidecar says, which is True unless a published recipe made it
     cuda_graph: replay decode steps on a GPU as a CUDA graph, which takes the launches out. False where other threads
-        call torch.cuda.synchronize(): CUDA forbids that during a capture
+        call torch.cuda.synchronize() or draw from the GPU's default generator: CUDA and torch refuse that while one
+        is captured
 
     Raises CheckpointError (model files) and SidecarError (sidecar malformed, or made for another model).
     """

@@ -208,9 +208,10 @@ class LM:
         list with one entry a row, "" (ids: None) where a row has nothing to give or has ended. Rows end on their own.
 
         options: temperature 0.0 (greedy), top_k 0, top_p 1.0, min_p 0.0, repetition_penalty 1.0, seed None (row b of a
-        batch draws with seed + b), stop () (ids, and for texts strings, special tokens such as "<|im_end|>" among
-        them), state None (go on from there; left as it was), method "auto", chunk None, watch None (a Generation to
-        be kept up to date). Ctrl-C while it computes ends the generation with what was made; `watch.interrupted` tells.
+        batch draws with seed + b; None: one drawn from torch's default CPU generator), stop () (ids, and for texts
+        strings, special tokens such as "<|im_end|>" among them), state None (go on from there; left as it was), method
+        "auto", chunk None, watch None (a Generation to be kept up to date). Ctrl-C while it computes ends the
+        generation with what was made; `watch.interrupted` tells.
         Raises ValueError on a prompt without tokens, impossible options, and logits that are NaN or infinite.
         """
         if is_batch(prompt):

@@ -72,8 +72,8 @@ class StepGraph:
 def capture(run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
     """A call that repeats `run` on the device, and the tensor where its result then lies; nothing is run yet.
 
-    Other threads go on meanwhile, and may allocate and draw; one that synchronises the whole device gets CUDA's error,
-    and so does the capture. Raises RuntimeError, with the thread's stream as it was.
+    Other threads go on meanwhile, and may allocate. One that synchronises the whole device gets CUDA's error, and so
+    does the capture. Raises RuntimeError, with the thread's stream as it was.
     """
     graph = torch.cuda.CUDAGraph()
     with _capturing, torch.cuda.stream(_side(device)):
@@ -91,10 +91,11 @@ def capture(run: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[
 
 
 def _begin(graph: torch.cuda.CUDAGraph, default: torch.Generator) -> None:
-    """Begin a capture that lends itself another generator in the default one's place.
+    """Begin a capture that takes another generator in the default one's place.
 
-    Up to torch 2.13 a capture takes the device's default generator for itself: a draw in any other thread fails until
-    it ends, and after a capture that failed every draw of the process does.
+    A capture keeps the device's default generator for itself (torch 2.11): until it ends a draw in any other thread
+    fails, and after a capture that failed so does every draw of the process. So it keeps one that nobody else has; a
+    draw from the default one fails only while this function runs.
     """
     own, lent = default.graphsafe_get_state(), torch.Generator(default.device)
     lent.seed()

@@ -192,7 +192,9 @@ def _tokens(
     if seed is not None and not -(2**63) <= seed < 2**63:
         raise ValueError(f"need a seed of at most 63 bits, found {seed}")
     batch, device = len(prompts), lm.device
-    generators = [None if seed is None else torch.Generator(device).manual_seed(seed + b) for b in range(batch)]
+    # Never the device's own generator: another thread that captures a CUDA graph may hold it.
+    first = int(torch.randint(2**62, ())) if seed is None else seed
+    generators = [torch.Generator(device).manual_seed(first + b) for b in range(batch)]
     ends = stop | set(_eos(lm))
     watch.prompt_tokens = sum(map(len, prompts))
     began = time.perf_counter()

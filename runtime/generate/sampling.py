@@ -27,7 +27,7 @@ class Sampling:
             raise ValueError("need 0 <= min_p <= 1 and a repetition_penalty from 1e-30 to 1e30")
 
 
-def draw(logits: Tensor, settings: Sampling, generators: Sequence[torch.Generator | None]) -> list[int]:
+def draw(logits: Tensor, settings: Sampling, generators: Sequence[torch.Generator]) -> list[int]:
     """logits (B, V) -> a token a row, each drawn with the row's own generator; one answer is waited for, not B.
 
     Raises ValueError unless the likeliest token of every row has a number: no NaN, no infinity.
@@ -52,7 +52,7 @@ def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def sample(logits: Tensor, settings: Sampling, generator: torch.Generator | None) -> Tensor:
+def sample(logits: Tensor, settings: Sampling, generator: torch.Generator) -> Tensor:
     """logits (B, V) -> token (B,), drawn at a temperature above 0; top_p keeps the smallest set of mass >= top_p."""
     # From the likeliest down and by a float32 above 0: no temperature is so small that anything overflows upwards.
     logits = logits.float()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from threading import Event
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from longscan.runtime.decode import graph
 from longscan.runtime.reading.forward import step_layers
 
 from ..checkpoints import make_sidecar
-
 
 pytestmark = pytest.mark.gpu
 
@@ -48,24 +46,17 @@ def test_replayed_and_launched_one_by_one(kind, dtype, filtered, relative_rms):
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 3}], ids=["greedy", "drawn"])
 def test_threads_generate_with_graphs_of_their_own(options, caplog):
-    """While one captures the others read prompts, step, allocate and draw, and no capture fails."""
+    """While one captures the others read prompts, step, allocate and draw, and no capture fails; nor with draws that
+    nobody has seeded."""
     lm = load("demo", device="cuda", dtype="float32")
     lm = lm.with_sidecar(make_sidecar(lm))
     prompts = [torch.randint(0, 64, (n,)).tolist() for n in (20, 33, 47, 80)] * 4
     alone = [list(lm.generate(prompt, 60, **options)) for prompt in prompts]
-    done, drawn = Event(), []
-
-    def draw():
-        while not done.is_set():
-            drawn.append(torch.randn(1000, device="cuda").abs().amax())
-
     with ThreadPoolExecutor(5) as pool:
-        drawing = pool.submit(draw)
-        found = list(pool.map(lambda prompt: list(lm.generate(prompt, 60, **options)), prompts))
-        done.set()
-        drawing.result()
-    assert found == alone and "one by one" not in caplog.text
-    assert torch.stack(drawn).unique().numel() > 0.9 * len(drawn)
+        unseeded = [pool.submit(lambda: list(lm.generate(prompts[0], 60, temperature=1.0))) for _ in range(8)]
+        assert list(pool.map(lambda prompt: list(lm.generate(prompt, 60, **options)), prompts)) == alone
+        assert len({tuple(one.result()) for one in unseeded}) > 1
+    assert "one by one" not in caplog.text
 
 
 def test_a_capture_that_fails_changes_nothing(monkeypatch, caplog, relative_rms):

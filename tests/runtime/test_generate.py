@@ -50,6 +50,16 @@ def test_tokenizer_of_the_demo_is_the_bytes(demo):
     assert demo.tokenizer.decode(list(text.encode())) == text
 
 
+def test_without_a_seed_torchs_own_decides(demo):
+    def draw():
+        return list(demo.generate([1, 2, 3], 20, temperature=1.0))
+
+    torch.manual_seed(5)
+    first, second = draw(), draw()
+    torch.manual_seed(5)
+    assert (draw(), draw()) == (first, second) and first != second
+
+
 def test_seeds(demo):
     draw = lambda seed: "".join(demo.generate("The ", 20, temperature=1.0, seed=seed))  # noqa: E731
     assert draw(1) == draw(1) and draw(1) != draw(2)
@@ -81,7 +91,7 @@ def test_a_tiny_temperature_is_greedy(demo, temperature):
 
 
 def test_a_tiny_top_p_keeps_the_likeliest():
-    assert int(sample(torch.tensor([[0.0, 1.0]]), Sampling(1.0, 0, 1e-50), None)) == 1
+    assert int(sample(torch.tensor([[0.0, 1.0]]), Sampling(1.0, 0, 1e-50), torch.Generator())) == 1
 
 
 def test_top_k_beyond_the_vocabulary_keeps_all():
