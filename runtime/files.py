@@ -69,7 +69,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         mine = f".{path.name}.{socket.gethostname()}-"
         for old in path.parent.glob(f"{glob.escape(mine)}*.tmp"):
-            if not _runs(old.name[len(mine) :].split("-")[0]):
+            if not runs(old.name[len(mine) :].split("-")[0]):
                 old.unlink(missing_ok=True)
         handle, name = tempfile.mkstemp(prefix=f"{mine}{os.getpid()}-", suffix=".tmp", dir=path.parent or ".")
         temporary = Path(name)
@@ -88,7 +88,8 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _runs(pid: str) -> bool:
+def runs(pid: str) -> bool:
+    """Whether the process of that number lives, or may."""
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:
