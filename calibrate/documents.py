@@ -21,7 +21,8 @@ def _drawable(value: float) -> float:
     return value
 
 
-Number = Annotated[float, AfterValidator(_drawable)] | None  # NaN or infinite where a model gave none
+Drawn = Annotated[float, AfterValidator(_drawable)]
+Number = Drawn | None  # NaN or infinite where a model gave none
 
 
 class Document(BaseModel):
@@ -54,8 +55,8 @@ class Run(Document):
     """What `calibrate run --json` prints, as far as the report shows it."""
 
     sha256: str
-    cost: Number
-    seconds: Number
+    cost: Drawn
+    seconds: Drawn
     tokens: Count
 
 
@@ -72,7 +73,7 @@ class Calibration(Document):
 
 
 class Recall(Document):
-    share: Number = 0.0
+    share: Drawn = 0.0
 
 
 class Recipe(Document):

@@ -99,7 +99,8 @@ def haystacks(side: Sidecar) -> str:
     """What to add where the scores' passkeys were harder than an evaluation's: ", 50% of them among other numbers"."""
     recall = Facts.of(side).recipe.get("recall", {})
     salted = any(recall.get(key) for key in ("numbers", "distractors"))
-    return f", {recall['share']:.0%} of them among other numbers" if salted else ""
+    share = f"{recall['share']:.0%}" if "share" in recall else "some"
+    return f", {share} of them among other numbers" if salted else ""
 
 
 def headline(side: Sidecar) -> str | None:
@@ -114,12 +115,12 @@ def headline(side: Sidecar) -> str | None:
     if chosen not in rows or "none" not in rows or chosen == "none":
         return f"{where} auto reads plainly: nothing that was tried is better beyond doubt."
     gains = []
-    plain, best = rows["none"], rows[chosen]
-    if plain.get("loss") is not None:
-        gains.append(f"perplexity {perplexity(plain['loss']):.2f} becomes {perplexity(best['loss']):.2f}")
-    if plain.get("passkeys") is not None:
-        gains.append(f"passkeys answered {plain['passkeys']:.0%} become {best['passkeys']:.0%}{haystacks(side)}")
-    return f"{where} auto does {chosen}: {' and '.join(gains)}."
+    losses, answered = ([rows[m].get(key) for m in ("none", chosen)] for key in ("loss", "passkeys"))
+    if None not in losses:
+        gains.append("perplexity {:.2f} becomes {:.2f}".format(*map(perplexity, losses)))
+    if None not in answered:
+        gains.append("passkeys answered {:.0%} become {:.0%}".format(*answered) + haystacks(side))
+    return f"{where} auto does {chosen}{': ' * bool(gains)}{' and '.join(gains)}."
 
 
 def score_tables(side: Sidecar) -> list[tuple[str, list[str], list[list[str]]]]:

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,11 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_HALF = re.compile("[\ud800-\udfff]")
 _DEEPEST = 100  # levels of JSON: what is made of it calls itself once or more a level
 
 
-def parse_json(text: str | bytes) -> Any:
+def holds_half(text: str) -> bool:
+    """Whether it holds half a surrogate pair, as escapes such as "\\ud800" make them: there is no UTF-8 for it."""
+    return _HALF.search(text) is not None
+
+
+def parse_json(text: str | bytes, *, halves: bool = False) -> Any:
     """JSON in which no object holds a key twice, of which json.loads would silently keep the last.
+
+    halves: allow texts that hold half a surrogate pair
 
     Raises ValueError saying what is wrong with it, which may be that it nests too deeply.
     """
@@ -35,8 +44,11 @@ def parse_json(text: str | bytes) -> Any:
     def check(value: Any, levels: int) -> None:
         if levels > _DEEPEST:
             raise ValueError(f"nested more than {_DEEPEST} levels deep")
-        for inside in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-            check(inside, levels + 1)
+        if isinstance(value, str) and not halves and holds_half(value):
+            raise ValueError("a text holds half a surrogate pair")
+        inside = (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ()
+        for one in inside:
+            check(one, levels + 1)
 
     try:
         found = json.loads(text, object_pairs_hook=once)
@@ -57,7 +69,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         mine = f".{path.name}.{socket.gethostname()}-"
         for old in path.parent.glob(f"{glob.escape(mine)}*.tmp"):
-            if not _runs(old.name[len(mine) :].split("-")[0]):
+            if not runs(old.name[len(mine) :].split("-")[0]):
                 old.unlink(missing_ok=True)
         handle, name = tempfile.mkstemp(prefix=f"{mine}{os.getpid()}-", suffix=".tmp", dir=path.parent or ".")
         temporary = Path(name)
@@ -76,7 +88,8 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _runs(pid: str) -> bool:
+def runs(pid: str) -> bool:
+    """Whether the process of that number lives, or may."""
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:

@@ -88,6 +88,7 @@ class Hub:
         Bound.hub = hub
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Bound)
         self.server.daemon_threads = True
+        self.server.handle_error = lambda *_: None  # a client that was killed is no news
 
     @property
     def url(self) -> str:

@@ -33,8 +33,8 @@ KINDS = [
     "config mamba1", "config mamba2", "config falcon", "config transformers", "weights mamba1", "weights mamba2",
     "tokenizer byte_level", "tokenizer byte_fallback", "tokenizer metaspace_fallback", "tokenizer metaspace",
     "tokenizer word_piece", "tokenizer words", "pickled weights", "shard index", "generation config", "recipe",
-    "journal", "journal tensors", "text", "evaluation", "sidecar", "state", "waiting state", "jsonl", "jsonl.gz",
-    "parquet none", "parquet snappy", "parquet zstd",
+    "journal", "journal tensors", "text", "evaluation", "sidecar", "run document", "state", "waiting state", "jsonl",
+    "jsonl.gz", "parquet none", "parquet snappy", "parquet zstd",
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import functools
 import gzip
+import hashlib
 import io
 import json
 import math
@@ -390,6 +391,23 @@ def evaluation(folder: Path) -> Target:
     return Target(small.encode(), mutate.text, read)
 
 
+def run_document(folder: Path, lm: LM) -> Target:
+    """A document of `run --json`, as `report --run` shows it."""
+    from longscan.calibrate.report.page import read_run, render
+
+    folder.mkdir(parents=True, exist_ok=True)
+    side, path = checkpoints.make_sidecar(lm), folder / "run.json"
+    side.write(folder / "side")
+    sidecar = (folder / "side").read_bytes()
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        render(side, "x", sidecar, [], run=read_run(path, sidecar))
+
+    document = {"sha256": hashlib.sha256(sidecar).hexdigest(), "cost": 3.2, "seconds": 14.5, "tokens": 1000}
+    return Target(json.dumps(document).encode(), mutate.text, read)
+
+
 def generation(folder: Path) -> Target:
     """generation_config.json: the ids that end a text."""
     checkpoints.write_state_spaces(folder, checkpoints.random_tensors(M=8, n_layer=1, V=512, N=4))
@@ -448,6 +466,7 @@ def targets(folder: Path) -> dict[str, Callable[[], Target]]:
                        ("text", plain), ("evaluation", evaluation)):  # fmt: skip
         found[name] = P(make, folder / name.replace(" ", "-"))
     found["sidecar"] = lambda: sidecar(folder / "sidecar", lm())
+    found["run document"] = lambda: run_document(folder / "run-document", lm())
     found["state"] = lambda: state(folder / "state", filtered(), None)
     found["waiting state"] = lambda: state(folder / "waiting", filtered(), 60)
     found["jsonl"], found["jsonl.gz"] = P(jsonl, folder / "jsonl", False), P(jsonl, folder / "jsonl-gz", True)

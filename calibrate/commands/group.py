@@ -14,6 +14,7 @@ import click
 
 from ...runtime import CheckpointError, SidecarError
 from ...runtime.errors import os_reason
+from ...runtime.files import holds_half
 from ...runtime.reading.chunks import is_out_of_memory
 from ...runtime.sidecar.plan import METHODS as RUNTIME_METHODS
 from ..console import writable
@@ -83,7 +84,7 @@ def _check(arguments: list[str]) -> None:
     if sys.stdout is None:
         raise UserError("standard output is closed; send it to a file or to /dev/null")
     for before, argument in zip(["", *arguments], arguments):
-        if not argument.isprintable() and any("\ud800" <= c <= "\udfff" for c in argument):
+        if holds_half(argument):
             shown = argument.encode(errors="backslashreplace").decode()
             raise click.UsageError(f"argument {shown} is not UTF-8 text; give it as UTF-8 (a file: rename it)")
         if arguments[0] != "lm-eval" and (not argument or re.fullmatch(r"--[\w-]+=", argument)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
+from ...runtime.files import holds_half
 from ..errors import UserError
 
 Row = tuple[str, Mapping[str, object]]  # where it stands, its fields
@@ -76,10 +77,8 @@ def texts_in(rows: Iterable[Row], column: str, wanted: str | None, left: Counter
             continue
         if not isinstance(value, str):
             raise UserError(f"field {column!r} of {at} is not a string; choose another with @column")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"field {column!r} of {at} holds half a surrogate pair; write it as UTF-8") from error
+        if holds_half(value):
+            raise UserError(f"field {column!r} of {at} holds half a surrogate pair; write it as UTF-8")
         yield value
 
 

@@ -54,8 +54,9 @@ class Journal:
             db.execute("PRAGMA locking_mode = EXCLUSIVE")  # a lock that is taken is kept as long as this is open
             db.execute("BEGIN EXCLUSIVE")
             db.execute("CREATE TABLE IF NOT EXISTS scores (run TEXT, key TEXT, value TEXT, PRIMARY KEY (run, key))")
+            # Always a write: SQLite opens a file that it may only read without a word, and says so at the first score.
+            db.execute("DELETE FROM scores WHERE run = ? AND ?", [self._run, not resume])
             if not resume:
-                db.execute("DELETE FROM scores WHERE run = ?", [self._run])
                 self._drop_tensors()
             rows = db.execute("SELECT key, value FROM scores WHERE run = ? ORDER BY rowid", [self._run])
             self._known = {key: json.loads(value[_SEAL:]) for key, value in rows if _whole(key, value)}

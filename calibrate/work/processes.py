@@ -12,18 +12,22 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ...runtime.files import runs
 from ..errors import UserError
 
 T = TypeVar("T")
 _PATIENCE = timedelta(hours=6)  # for a rank that still works; one that died closes its connections at once
+_MARKER = "longscan-failed-"  # then the run, its port, and the number of the process that launched it
 LOST = "a process of this run was lost; run the same command again to go on from its journal"
 
 
@@ -138,12 +142,22 @@ def is_loss(error: BaseException) -> bool:
 
 def complain(message: str) -> None:
     """One `Error:` line on stderr; of several processes on a machine only the first to fail prints its own."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        run = f"{os.environ['TORCHELASTIC_RUN_ID']}-{os.environ.get('MASTER_PORT', '0')}-{os.getppid()}"
-        try:
-            os.close(os.open(os.path.join(tempfile.gettempdir(), f"longscan-failed-{run}"), os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return
-        except OSError:
-            pass  # no place for the marker: better said twice than not at all
+    if "TORCHELASTIC_RUN_ID" in os.environ and not _is_first_to_fail(Path(tempfile.gettempdir())):
+        return
     print(f"Error: {message}", file=sys.stderr, flush=True)
+
+
+def _is_first_to_fail(folder: Path) -> bool:
+    """Whether no other process of this run has left its marker; those of launchers that have ended are removed."""
+    run = f"{os.environ['TORCHELASTIC_RUN_ID']}-{os.environ.get('MASTER_PORT', '0')}-{os.getppid()}"
+    try:
+        for old in folder.glob(f"{_MARKER}*"):
+            if not runs(old.name.rsplit("-", 1)[1]):
+                with suppress(OSError):  # another user's, or removed just now
+                    old.unlink()
+        os.close(os.open(folder / f"{_MARKER}{run}", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    except OSError:
+        pass  # no place for the marker: better said twice than not at all
+    return True

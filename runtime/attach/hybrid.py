@@ -44,10 +44,12 @@ def load_hybrid(
         raise CheckpointError(f"{source.name} is read through transformers; pip install transformers") from error
     if device is None and not is_accelerate_available():
         raise CheckpointError(f"{source.name} is spread over devices by accelerate; pip install accelerate")
-    spread = {"device_map": "auto"} if device is None else {}
+    how = {"device_map": "auto"} if device is None else {}
+    if dtype == torch.float64:  # of which torch's grouped product, transformers' default for experts, has none
+        how["experts_implementation"] = "eager"
     try:
         model, found = transformers.AutoModelForCausalLM.from_pretrained(
-            source.folder, dtype=dtype, local_files_only=True, output_loading_info=True, **spread
+            source.folder, dtype=dtype, local_files_only=True, output_loading_info=True, **how
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

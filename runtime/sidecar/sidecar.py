@@ -234,8 +234,8 @@ class Sidecar:
         """Raise SidecarError unless this sidecar was made for the model with that fingerprint."""
         if self.metadata["model_fingerprint"] != fingerprint:
             raise SidecarError(
-                f"model_fingerprint: found {self.metadata['model_fingerprint'][:12]} (made for "
-                f"{self.metadata['base_model']}), expected {fingerprint[:12]} of {name}; "
+                f"model_fingerprint: found {self.metadata['model_fingerprint'][:12]!r} (made for "
+                f"{self.metadata['base_model']!r}), expected {fingerprint[:12]!r} of {name}; "
                 "load the model it was made for, or calibrate this one"
             )
 

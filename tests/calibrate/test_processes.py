@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from longscan.calibrate.work.journal import Journal
-from longscan.calibrate.work.processes import LOST
+from longscan.calibrate.work.processes import LOST, complain
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--master-port", "0"]
 
@@ -106,3 +106,15 @@ ctypes.CDLL(None).read(os.pipe()[0], ctypes.create_string_buffer(1), 1)
     stderr = process.communicate(timeout=60)[1]
     assert time.monotonic() - began < 10 and process.returncode == 1
     assert stderr == f"Error: {LOST}\n"
+
+
+def test_markers_of_failed_runs_do_not_pile_up(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    lives, gone = (tmp_path / f"longscan-failed-b-1-{pid}" for pid in (os.getpid(), ended.pid))
+    lives.touch(), gone.touch()
+    complain("first"), complain("second")
+    assert capsys.readouterr().err == "Error: first\n"
+    assert len(list(tmp_path.iterdir())) == 2 and lives.exists()

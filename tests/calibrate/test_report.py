@@ -13,6 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from longscan.calibrate.commands import cli
+from longscan.calibrate.errors import UserError
 from longscan.calibrate.report.analyze import FLOOR, analyze, attention_map
 from longscan.calibrate.report.figures import passkeys, pictures
 from longscan.calibrate.report.plots import tokens
@@ -239,6 +240,41 @@ def test_in_a_browser(report):
             assert browser.run(cut) == 0  # every table is seen whole
             columns = {round(image["left"]) for image in images}
             assert len(columns) == (1 if width == 400 else 3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"loss": 1.3, "passkeys": 0.4}, {"passkeys": 1.0}], "auto does both: passkeys answered 40% become 100%."),
+        ([{"loss": 1.3, "passkeys": 0.4}, {"loss": 1.3, "passkeys": None}], "does both: perplexity 3.67 becomes 3.67."),
+        ([{"loss": None}, {"loss": 1.1}], "auto does both."),
+    ],
+)
+def test_a_score_that_only_one_row_has_is_not_compared(path, tmp_path, rows, said):
+    side = Sidecar.read(path)
+    scores = [{"length": 4 * L, "method": method, **row} for method, row in zip(("none", "both"), rows)]
+    side = replace(side, metadata={**side.metadata, "scores": json.dumps(scores)})
+    assert (headline(side) or "").endswith(said)
+    side.write(tmp_path / "x.st")
+    call("report", tmp_path / "x.st", "-o", tmp_path / "r.html")
+
+
+def test_a_share_that_is_not_there_is_no_number(path):
+    side = Sidecar.read(path)
+    recipe = json.loads(side.metadata["recipe"])
+    lacking = replace(side, metadata={**side.metadata, "recipe": json.dumps(recipe | {"recall": {"numbers": 5}})})
+    assert ", some of them among other numbers" in passkeys(lacking).caption
+    wrong = json.dumps(recipe | {"recall": {"numbers": 5, "share": None}})
+    with pytest.raises(UserError, match=r"the sidecar: recipe.recall.share: .*; fetch the file again"):
+        passkeys(replace(side, metadata={**side.metadata, "recipe": wrong}))
+
+
+@pytest.mark.parametrize("key", ["cost", "seconds"])
+def test_a_run_without_its_cost_is_refused(path, tmp_path, key):
+    said = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "cost": 1.0, "seconds": 2.0, "tokens": 9}
+    (tmp_path / "run.json").write_text(json.dumps(said | {key: None}))
+    result = call("report", path, "-o", tmp_path / "r.html", "--run", tmp_path / "run.json", code=1)
+    assert f"run.json: {key}: Input should be a valid number; give what `calibrate run --json`" in result.stderr
 
 
 @pytest.mark.parametrize(

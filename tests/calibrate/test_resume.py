@@ -253,6 +253,16 @@ def test_a_file_that_is_no_journal_is_one_clear_line(tmp_path):
         Journal(tmp_path, "a", True)
 
 
+def test_a_journal_that_can_only_be_read_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    Journal(tmp_path, "a", True).close()
+    opened = sqlite3.connect
+    monkeypatch.setattr(  # as SQLite does by itself on a read-only file system, which permissions are not to root
+        "sqlite3.connect", lambda path, **more: opened(f"file:{path}?mode=ro", uri=True, **more)
+    )
+    with pytest.raises(UserError, match=r"cannot use journal.sqlite .*readonly database\); give another --workdir"):
+        Journal(tmp_path, "a", True)
+
+
 def test_a_full_disk_is_one_clear_line(tmp_path):
     with closing(Journal(tmp_path, "a", True)) as journal:
         assert journal._db is not None

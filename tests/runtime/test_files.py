@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import signal
 
-from longscan.runtime.files import replacing
+import pytest
+
+from longscan.runtime.files import parse_json, replacing
 
 
 def _write_and_die(path):
@@ -28,3 +30,11 @@ def test_what_killed_writers_left_is_removed_by_the_next(tmp_path):
         mine.write_text("mine")
         other.write_text("other")
     assert [p.name for p in tmp_path.iterdir()] == ["a [1].st"] and path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", ['"\\ud800"', '{"a": ["\\udfff\\ud83d"]}', '{"\\udc00": 1}'])
+def test_half_a_surrogate_pair_is_refused_where_it_would_be_written_again(text):
+    with pytest.raises(ValueError, match="half a surrogate pair"):
+        parse_json(text)
+    parse_json(text, halves=True)
+    assert parse_json(r'"\ud83d\ude00"') == "\U0001f600"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -76,6 +77,9 @@ def test_another_models_sidecar_is_refused(tmp_path, sidecar):
     other = write_state_spaces(tmp_path / "other", random_tensors(seed=3))
     with pytest.raises(SidecarError, match=r"model_fingerprint: found .* expected .*; load the model"):
         load(other, sidecar)
+    lines = replace(sidecar, metadata={**sidecar.metadata, "model_fingerprint": "a\nb", "base_model": "c\u2028d"})
+    with pytest.raises(SidecarError, match=r"found 'a\\nb' \(made for 'c\\u2028d'\)"):
+        load(other, lines)
 
 
 def _change(sidecar, what):
@@ -116,6 +120,8 @@ def _change(sidecar, what):
         band["lengths"] = [10**400]
     elif what == "log_theta":
         band["log_theta"] = {}
+    elif what == "half":
+        metadata["recipe"] = r'{"name": "\ud800"}'
     elif what == "nested":
         metadata["scores"] = "[" * 10**5
     metadata["policy"] = json.dumps(policy)
@@ -142,6 +148,7 @@ def _change(sidecar, what):
         ("endless train_length", "train_length"),
         ("length beyond floats", "policy.bands.0.lengths"),
         ("log_theta", "policy.bands.0.log_theta"),
+        ("half", "recipe: found .*half a surrogate pair"),
         ("nested", "scores: found .*nested more than 100 levels"),
     ],
 )

@@ -75,6 +75,13 @@ def test_the_plain_model_is_transformers_own(pair, ids, relative_rms):
     assert relative_rms(lm.prefill(ids, method="none", logits_to_keep=3, chunk=2).logits, wanted[:, -3:]) < 1e-4
 
 
+def test_float64_is_read_too(pair, ids, relative_rms):
+    """Experts included, of which transformers' default product takes no float64."""
+    _, lm = pair
+    wide = load(lm.source.folder, lm.sidecar, dtype="float64").prefill(ids).logits
+    assert relative_rms(lm.prefill(ids).logits, wide) < 1e-4
+
+
 def test_the_filter_is_transformers_with_delta_zeroed(pair, ids, monkeypatch, relative_rms):
     peer, lm = pair
     with torch.no_grad():
