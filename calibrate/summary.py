@@ -115,10 +115,11 @@ def headline(side: Sidecar) -> str | None:
     if chosen not in rows or "none" not in rows or chosen == "none":
         return f"{where} auto reads plainly: nothing that was tried is better beyond doubt."
     gains = []
-    losses, answered = ([rows[m].get(key) for m in ("none", chosen)] for key in ("loss", "passkeys"))
-    if None not in losses:
+    two = rows["none"], rows[chosen]
+    losses, answered = ([row[key] for row in two if row.get(key) is not None] for key in ("loss", "passkeys"))
+    if len(losses) == 2:
         gains.append("perplexity {:.2f} becomes {:.2f}".format(*map(perplexity, losses)))
-    if None not in answered:
+    if len(answered) == 2:
         gains.append("passkeys answered {:.0%} become {:.0%}".format(*answered) + haystacks(side))
     return f"{where} auto does {chosen}{': ' * bool(gains)}{' and '.join(gains)}."
 
