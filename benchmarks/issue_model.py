@@ -69,7 +69,9 @@ def opcode(text: str) -> str:
 
 def parse(text: str) -> Instruction:
     """One line of nvdisasm."""
-    guard, body = re.match(r"(@!?U?P\w+\s+)?(.*)", text).groups()  # type: ignore[union-attr]
+    found = re.match(r"(@!?U?P\w+\s+)?(.*)", text)
+    assert found is not None  # it matches anything
+    guard, body = found.groups()
     name, op = body.split(" ")[0], opcode(body)
     operands = [part.strip() for part in body[len(name) :].split(",")]
     made = 0

@@ -50,5 +50,5 @@ def search_by_layer(self: Search, length: int) -> Candidate:
 
 
 if __name__ == "__main__":
-    Search._scale = search_by_layer  # type: ignore[method-assign]
+    Search._scale = search_by_layer  # its search in the place of ours over powers and shares
     cli()

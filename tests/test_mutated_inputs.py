@@ -49,4 +49,3 @@ def test_a_mutated_file_is_read_right_or_refused_in_one_line(targets, soak, kind
     target.read(target.data)
     found = [soak[1].attempt(target, Random(f"slice {kind} {case}")) for case in range(CASES)]
     assert [said for outcome, said, _ in found if outcome == "fault"] == []
-    assert {outcome for outcome, _, _ in found} & {"read", "refused"}

@@ -28,6 +28,7 @@ from typing import Any
 import inputs
 import torch
 from shared import keep
+from target import Target, shown
 
 from longscan.calibrate.errors import UserError
 from longscan.runtime import CheckpointError, SidecarError
@@ -45,7 +46,7 @@ def memory(name: str) -> int:
     return 0
 
 
-def attempt(target: inputs.Target, draw: random.Random) -> tuple[str, str, bytes]:
+def attempt(target: Target, draw: random.Random) -> tuple[str, str, bytes]:
     """One case -> what came of it ("read", "refused" or "fault"), what was said, and the mutated file."""
     data = target.mutate(target.data, draw)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
@@ -84,7 +85,7 @@ def work(name: str, folder: Path, seed: int, first: int, last: int, says: Connec
     for case in range(first, last):
         says.send(("at", case, "", ""))
         outcome, said, data = attempt(target, random.Random(f"{seed} {name} {case}"))
-        says.send((outcome, case, said, inputs.shown(data) if outcome == "fault" else ""))
+        says.send((outcome, case, said, shown(data) if outcome == "fault" else ""))
     says.send(("end", last, "", ""))
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import socket
 import time
 from multiprocessing.process import BaseProcess
@@ -19,7 +18,7 @@ import numba  # noqa: F401
 import torch
 import tqdm  # noqa: F401
 import yaml  # noqa: F401
-from shared import BYTES, ROOT, checkpoints
+from shared import borrowed, checkpoints
 
 import longscan.calibrate.report.page
 import longscan.calibrate.run
@@ -29,6 +28,7 @@ import longscan.kernels.scan.cpu
 import longscan.kernels.scores.cpu  # noqa: F401
 from longscan.calibrate.commands import cli
 
+write_run = borrowed("tests/tiny_run.py").write
 HERE = str(Path(__file__).parent)
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["whole"])
@@ -39,35 +39,12 @@ os.environ |= {
     "NUMBA_NUM_THREADS": "1",
     "NUMBA_THREADING_LAYER": "workqueue",
 }  # survives a fork
-RECIPE = """\
-samples: 2
-length_factors: [2, 4]
-objective: mixed
-measure: {windows: 2, batch_tokens: 256, sweep_windows: 2}
-filter:
-  theta: [1.0e-2]
-  theta_quantiles: [0.5]
-  mass: {law: [0.3, 0.8]}
-  layers: search
-  g_fit: sequential
-decimate: {base_factors: [0.5], weights: [all, global]}
-"""
 
 
 def calibration(folder: Path) -> list[str]:
     """Arguments of a `calibrate run` of every stage, in seconds; but for --out and --workdir."""
     checkpoints.write_state_spaces(folder, checkpoints.random_tensors(M=16, n_layer=2, V=256, N=4))
-    shutil.copyfile(BYTES, folder / "tokenizer.json")
-    text = (ROOT / "calibrate" / "demo" / "calibration.txt").read_text(encoding="utf-8")
-    (folder / "novel.txt").write_text(text[:40000], encoding="utf-8")
-    (folder / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
-    given = {
-        "--model": folder,
-        "--texts": folder / "novel.txt",
-        "--recipe": folder / "tiny.yaml",
-        "--train-length": 128,
-    }
-    return ["run", *(str(part) for pair in given.items() for part in pair)]
+    return write_run(folder, samples=2, windows=2, sweeps=2, train_length=128, more="")
 
 
 def command(arguments: list[str], said: Path, rank: int = 0, size: int = 1, port: int = 0, clock: float = 0.0) -> None:

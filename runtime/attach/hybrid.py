@@ -144,7 +144,7 @@ class HybridLM(LM):
         self._cache = cache_name(attached.model.forward, type(attached.model).__name__)
 
     @torch.inference_mode()
-    def prefill(  # type: ignore[override]
+    def prefill(  # type: ignore[override]  # a state of its own kind, which check_kind holds
         self,
         ids: Ids,
         *,
@@ -182,7 +182,7 @@ class HybridLM(LM):
                     on_chunk(int(now[:, piece].sum()))
         seen = into.mask[:, -logits.shape[1] :]
         places = (into.mask.cumsum(1) - 1)[:, -logits.shape[1] :].where(seen > 0, -1)
-        out = Output(logits, places, into, into.plan)  # type: ignore[arg-type]
+        out = Output(logits, places, into, into.plan)  # type: ignore[arg-type]  # likewise
         return out if logits_to_keep else in_given_columns(out, padding)
 
     @torch.inference_mode()

@@ -1,9 +1,8 @@
-"""A calibration small enough to be run many times: a random checkpoint, part of a novel, all parts of the search."""
+"""One small calibration, run once for all tests that look at what it leaves."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,24 +12,10 @@ from click.testing import CliRunner
 from longscan.calibrate.commands import cli
 
 from ..checkpoints import random_tensors, write_state_spaces
+from ..tiny_run import DEMO_TEXT as DEMO_TEXT
+from ..tiny_run import write as write_run
 
 DATA = Path(__file__).parents[1] / "data"
-DEMO_TEXT = Path(__file__).parents[2] / "calibrate" / "demo" / "calibration.txt"
-BYTES = Path(__file__).parents[2] / "runtime" / "demo" / "tokenizer.json"
-RECIPE = """\
-samples: 8
-length_factors: [2, 4]
-objective: mixed
-measure: {windows: 12, batch_tokens: 256, sweep_windows: 4}
-filter:
-  theta: [1.0e-2]
-  theta_quantiles: [0.5]
-  mass: {law: [0.3, 0.8]}
-  layers: search
-  g_fit: sequential
-decimate: {base_factors: [0.5], weights: [all, global]}
-scale: {search: true, powers: [0.5, 1.0], top: [0.2]}
-"""
 
 
 @pytest.fixture(scope="session")
@@ -38,11 +23,7 @@ def tiny_run(tmp_path_factory) -> list[str]:
     """Arguments of `calibrate` but for --out and --workdir."""
     folder = tmp_path_factory.mktemp("tiny-run")
     write_state_spaces(folder, random_tensors(M=16, n_layer=4, V=256, N=16), pickled=True)
-    shutil.copyfile(BYTES, folder / "tokenizer.json")
-    (folder / "novel.txt").write_text(DEMO_TEXT.read_text()[:40000])
-    (folder / "tiny.yaml").write_text(RECIPE)
-    given = {"--model": folder, "--texts": folder / "novel.txt", "--recipe": folder / "tiny.yaml", "--train-length": 64}
-    return ["run", *(str(part) for pair in given.items() for part in pair)]
+    return write_run(folder)
 
 
 class Whole(NamedTuple):

@@ -174,7 +174,7 @@ def test_hub_names(monkeypatch: pytest.MonkeyPatch) -> None:
         "test": [{"body": "e1", "n": 1}],
     }
     hub = FakeHub(rows)
-    monkeypatch.setitem(sys.modules, "datasets", hub)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "datasets", hub)
     run = read_texts("owner/set:big", role="run")
     assert (run.name, run.documents) == ("owner/set:big#train@body", ["t1", "t2"])
     assert hub.calls == [("owner/set", "big", True)]
@@ -186,7 +186,7 @@ def test_hub_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", FakeHub(ConnectionError("no\nroute")))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "datasets", FakeHub(ConnectionError("no\nroute")))
     refused("owner/set", "owner/set", "no route", "--texts")
 
 
@@ -329,7 +329,7 @@ def test_nulls_of_a_hub_data_set(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         "odd": [{"text": "one"}, {"text": 2}],
         "none": [{"body": None}, {"body": None}],
     }
-    monkeypatch.setitem(sys.modules, "datasets", FakeHub(rows))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "datasets", FakeHub(rows))
     found = read_texts("owner/set", role="run")
     assert (found.name, found.documents) == ("owner/set#train@text", ["one"])
     assert "null rows (1)" in capsys.readouterr().err

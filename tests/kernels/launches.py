@@ -104,7 +104,7 @@ def overlapping(t: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
-    driver.set_active(NoDevice())  # type: ignore[arg-type]
+    driver.set_active(NoDevice())
     JITFunction.run = compile_only
     found = {}
 
