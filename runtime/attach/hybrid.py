@@ -186,7 +186,7 @@ class HybridLM(LM):
         return out if logits_to_keep else in_given_columns(out, padding)
 
     @torch.inference_mode()
-    def step(self, token: Tensor, state: HybridState) -> tuple[Tensor, HybridState]:  # type: ignore[override]
+    def step(self, token: Tensor, state: HybridState) -> tuple[Tensor, HybridState]:  # type: ignore[override]  # as prefill
         """One token a row; see LM.step."""
         check_kind(state, HybridState)
         if is_open(state.reading):
