@@ -21,7 +21,8 @@ import yaml
 from demo import calibrate
 
 from longscan.calibrate.lengths import parse_lengths
-from longscan.calibrate.search.tasks import DEPTHS, passkey_answered, passkey_trials, tail_losses
+from longscan.calibrate.search.tasks import passkey_answered, tail_losses
+from longscan.calibrate.texts.prompts import DEPTHS, passkey_trials
 from longscan.calibrate.texts.sources import read_texts
 from longscan.calibrate.texts.tokens import encode
 from longscan.calibrate.texts.windows import at_length, token_windows

@@ -18,7 +18,8 @@ from ...runtime.model import LM
 from ...runtime.sidecar.plan import Plan
 from ..console import progress
 from ..errors import UserError
-from ..search.tasks import DEPTHS, passkey_answered, passkey_trials, tail_losses
+from ..search.tasks import passkey_answered, tail_losses
+from ..texts.prompts import DEPTHS, passkey_trials
 from ..texts.windows import at_length, pg19_windows, token_windows
 from .recall import recall_trials, share_answered
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from ...runtime.checkpoint.tokenizer import inside_ids
 from ...runtime.model import LM
 from ..search.shared_layers import read_all
-from ..search.tasks import greedy, haystack, insert
+from ..search.tasks import greedy
+from ..texts.prompts import haystack, insert
 from ..texts.recall_tasks import Asked, ask
 
 

@@ -225,7 +225,9 @@ class Recipe(Section):
     length_factors: Rising[Factor] | None = Field(
         (2.0, 4.0, 8.0, 16.0, 32.0), description="lengths to calibrate as multiples of L"
     )
-    samples: StrictInt = Field(16, ge=1, le=100000, description="held-out windows a length")
+    samples: StrictInt = Field(
+        30, ge=1, le=100000, description="held-out windows a length, each asked for a passkey unless perplexity decides"
+    )
     held_out: Share = Field(0.25, description="share of the texts that candidates are compared on")
     seed: StrictInt = Field(0, ge=0, lt=2**32, description="of every draw")
     objective: Literal["perplexity", "passkey", "mixed"] = Field(

@@ -72,6 +72,15 @@ class Candidate:
             return "both"
         return "filter" if self.filter else "decimate" if self.decimate else "none"
 
+    def layers_read(self, length: int, n_layer: int, first: int) -> float:
+        """Layers from `first` on that read a prompt of `length` tokens; those above a decimation count in part."""
+        keep = dict(zip(self.decimate.layers, self.decimate.keep())) if self.decimate else {}
+        kept, read = length, 0.0
+        for i in range(n_layer):
+            read += kept / length if i >= first else 0.0
+            kept = min(kept, keep.get(i, kept))
+        return read
+
     def untouched(self) -> int:
         """Layers at the bottom that read exactly what the plain model's read."""
         if self.scale or self.rotary > 1:

@@ -17,7 +17,6 @@ from .intervals import clearly_better, interval
 from .scoring import Score, Scoring
 from .search import LengthPicks
 from .tables import Tables, band_entry
-from .tasks import text_of_trial
 
 
 def choose(
@@ -127,10 +126,9 @@ def _row(
 
 def _of_text(score: Score, text: int, texts: int) -> dict[str, float]:
     """Loss and passkeys on one of several texts."""
-    losses = score.losses[text::texts]
-    right = [float(exact) for i, exact in enumerate(score.exact.tolist()) if text_of_trial(i, texts) == text]
+    losses, right = score.losses[text::texts], score.exact[text::texts].double()
     found = {"loss": float(losses.mean())} if len(losses) else {}
-    found |= {"passkeys": sum(right) / len(right)} if right else {}
+    found |= {"passkeys": float(right.mean())} if len(right) else {}
     return {key: round(value, 6) for key, value in found.items()}
 
 

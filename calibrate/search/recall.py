@@ -9,10 +9,11 @@ from torch import Tensor
 from ...runtime.model import LM
 from ..console import say
 from ..errors import UserError
+from ..texts.prompts import DEPTHS, passkey_trials
 from ..work.journal import Journal
 from ..work.processes import Processes
 from .scoring import Objective
-from .tasks import DEPTHS, passkey_answered, passkey_trials
+from .tasks import passkey_answered
 
 _TRIALS = 4  # a depth
 _ENOUGH = 0.5  # of them answered; a model that cannot at L tells nothing about filters by failing beyond it

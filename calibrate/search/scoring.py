@@ -14,12 +14,13 @@ from ...runtime.model import LM
 from ...runtime.sidecar.sidecar import canonical
 from ..console import progress, say
 from ..sidecars import assemble
+from ..texts.prompts import PasskeyTrials
 from ..work.journal import Journal
 from ..work.processes import ALONE, Processes
 from .candidates import NONE, Candidate
 from .shared_layers import SharedLayers, read_whole
 from .tables import Tables, band_entry
-from .tasks import PasskeyTrials, passkey_answered, tail_losses
+from .tasks import read_and_ask, tail_losses
 
 Objective = Literal["perplexity", "passkey", "mixed"]
 
@@ -29,8 +30,16 @@ class Score:
     """A candidate at one length, over the windows seen so far. Higher `value` is better; no number is the worst."""
 
     losses: Tensor  # (n,) float64, nats per token; empty unless the objective needs it
-    answered: Tensor  # (k,) float64 in [0, 1]: half exact match, half probability of the right answer
-    exact: Tensor  # (k,) bool
+    answered: Tensor  # (n,) float64 in [0, 1]: half exact match, half probability of the right answer; or empty
+    exact: Tensor  # (n,) bool; or empty
+
+    def __len__(self) -> int:
+        """How many windows were read."""
+        return max(len(self.losses), len(self.exact))
+
+    def first(self, count: int) -> Score:
+        """That of the first windows."""
+        return Score(self.losses[:count], self.answered[:count], self.exact[:count])
 
     @property
     def value(self) -> float:
@@ -43,7 +52,12 @@ class Score:
 
 @dataclass
 class Scoring:
-    """Held-out data and the model. windows: (n, longest) int64, of which a length S reads the last S tokens."""
+    """Held-out data and the model.
+
+    windows: (n, longest) int64, of which a length S reads the last S tokens; for perplexity alone
+    trials: those windows with a key to find, by length; for the other objectives. A mixed one takes the loss from them
+    as well.
+    """
 
     lm: LM
     tables: Tables
@@ -54,14 +68,14 @@ class Scoring:
     batch_tokens: int
     journal: Journal
     processes: Processes = ALONE
-    texts: int = 1  # windows take turns among so many, and so do five trials (`tasks.text_of_trial`)
+    texts: int = 1  # windows take turns among so many
     purpose: str = "search"  # names these windows and trials in the journal
-    token_layers: int = 0  # cost so far: tokens x layers processed
+    token_layers: float = 0.0  # cost so far: tokens x layers processed
     _seen: dict[tuple[Candidate, int], Score] = field(default_factory=dict)
 
     def on(self, windows: Tensor | None, trials: dict[int, PasskeyTrials], purpose: str) -> Scoring:
         """The same comparison on other data; nothing is seen yet."""
-        return replace(self, windows=windows, trials=trials, purpose=purpose, token_layers=0, _seen={})
+        return replace(self, windows=windows, trials=trials, purpose=purpose, token_layers=0.0, _seen={})
 
     @property
     def n_layer(self) -> int:
@@ -69,45 +83,26 @@ class Scoring:
 
     def score(self, candidate: Candidate, length: int, share: float = 1.0, shared: SharedLayers | None = None) -> Score:
         """Score on the first `share` of the windows and trials; what was scored before is not run again."""
-        seen = self._seen.get((candidate, length), _EMPTY)
-        windows, trials = self.counts(share)
-        if windows > len(seen.losses) or trials > len(seen.exact):
-            most = max(windows, len(seen.losses)), max(trials, len(seen.exact))
-            seen = self._more(candidate, length, seen, *most, shared)
-            self._seen[candidate, length] = seen
-        return Score(seen.losses[:windows], seen.answered[:trials], seen.exact[:trials])
+        seen, count = self._seen.get((candidate, length), _EMPTY), self.count(share)
+        if count > len(seen):
+            seen = self._seen[candidate, length] = self._more(candidate, length, seen, count, shared)
+        return seen.first(count)
 
-    def counts(self, share: float) -> tuple[int, int]:
-        """How many windows and passkey trials a share of them is."""
-        trials = next(iter(self.trials.values()), None)
-        windows = 0 if self.windows is None else max(1, round(len(self.windows) * share))
-        return windows, 0 if trials is None else max(1, round(len(trials.keys) * share))
+    def count(self, share: float) -> int:
+        """How many windows a share of them is."""
+        whole = len(next(iter(self.trials.values())).keys) if self.windows is None else len(self.windows)
+        return max(1, round(whole * share))
 
-    def _more(
-        self, candidate: Candidate, length: int, seen: Score, windows: int, trials: int, shared: SharedLayers | None
-    ) -> Score:
-        """Extend a score to the first `windows` and `trials`; from the journal if it was paid for before."""
-        new_windows = None if self.windows is None else self.windows[len(seen.losses) : windows, -length:]
-        new_trials = self.trials[length].part(len(seen.exact), trials) if self.trials else None
-        tokens = 0 if new_windows is None else new_windows.numel()
-        tokens += 0 if new_trials is None else new_trials.prompts.numel()
-        self.token_layers += tokens * (self.n_layer - (shared.stop if shared else 0))
-        seen_before = [len(seen.losses), windows, len(seen.exact), trials]
-        key = canonical([self.purpose, asdict(candidate), length, *seen_before])
+    def _more(self, candidate: Candidate, length: int, seen: Score, stop: int, shared: SharedLayers | None) -> Score:
+        """Extend a score to the first `stop` windows; from the journal if it was paid for before."""
+        start = len(seen)
+        twice = self.objective == "mixed" and candidate.decimate is not None
+        first = shared.stop if shared else 0
+        self.token_layers += (1 + twice) * (stop - start) * length * candidate.layers_read(length, self.n_layer, first)
+        key = canonical([self.purpose, self.objective, asdict(candidate), length, start, stop])
         found = self.journal.get(key)
         if found is None:
-            lm, read = self._model(candidate, length), shared.read if shared else read_whole
-            found = {"losses": [], "right": [], "probability": []}
-            if new_windows is not None and len(new_windows):
-                losses = tail_losses(
-                    lm, new_windows, self.tail, "auto", self.batch_tokens, processes=self.processes, read=read
-                )
-                found["losses"] = losses.tolist()
-            if new_trials is not None and len(new_trials.keys):
-                right, probability = passkey_answered(
-                    lm, new_trials, "auto", self.batch_tokens, processes=self.processes, read=read
-                )
-                found["right"], found["probability"] = right.tolist(), probability.tolist()
+            found = self._read(candidate, length, start, stop, shared)
             self.journal.put(key, found)
         if not all(map(math.isfinite, [*found["losses"], *found["probability"]])):
             say(f"{candidate.method} at {length}: some scores are no numbers, so it ranks last")
@@ -119,6 +114,22 @@ class Scoring:
             torch.cat([seen.exact, right]),
         )
 
+    def _read(
+        self, candidate: Candidate, length: int, start: int, stop: int, shared: SharedLayers | None
+    ) -> dict[str, list[float] | list[bool]]:
+        """Run windows start ... stop - 1, for the journal."""
+        lm, read = self._model(candidate, length), shared.read if shared else read_whole
+        how = ("auto", self.batch_tokens)
+        if self.windows is not None:
+            windows = self.windows[start:stop, -length:]
+            losses = tail_losses(lm, windows, self.tail, *how, processes=self.processes, read=read)
+            return {"losses": losses.tolist(), "right": [], "probability": []}
+        trials, tail = self.trials[length].part(start, stop), self.tail if self.objective == "mixed" else 0
+        losses, right, probability = read_and_ask(
+            lm, trials, tail, *how, decimates=candidate.decimate is not None, processes=self.processes, read=read
+        )
+        return {"losses": losses.tolist(), "right": right.tolist(), "probability": probability.tolist()}
+
     def halving(self, candidates: Sequence[Candidate], length: int, survivors: int = 1) -> list[Candidate]:
         """Successive halving over windows: all on a quarter, the better third on half, the best ones on all.
 
@@ -128,8 +139,7 @@ class Scoring:
         stop = min(candidate.untouched() for candidate in left)
         shared = SharedLayers(stop) if stop and len(left) > 1 and not self.lm.hybrid else None
         if shared:
-            windows, trials = self.counts(1.0)
-            self.token_layers += stop * (windows + trials) * length
+            self.token_layers += stop * self.count(1.0) * length
         for share in (0.25, 0.5):
             left = self._rank(left, length, share, shared)[: max(survivors, -(-len(left) // 3))]
         return self._rank(left, length, 1.0, shared)[:survivors]

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...runtime.checkpoint.tokenizer import inside_ids
 from ...runtime.model import LM
 from ...runtime.reading.state import State
-from ..errors import UserError
-from ..texts.passkey import PLAIN_HAYSTACK, Salt, Split, answer, draw_key, is_answered, wordings
+from ..texts.passkey import is_answered
+from ..texts.prompts import PasskeyTrials
 from ..work.processes import ALONE, Processes
 from .shared_layers import Read, read_all
-
-DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def tail_losses(
@@ -38,121 +31,9 @@ def tail_losses(
     losses = torch.zeros(len(windows), dtype=torch.float64)
     rows = max(1, batch_tokens // windows.shape[1])
     for i, batch in processes.mine(windows.split(rows)):
-        predicted = read(lm, batch, method, tail + 1)[0][:, :-1].double()
-        target = batch[:, -tail:].to(predicted.device)
-        loss = F.cross_entropy(predicted.flatten(0, 1), target.flatten(), reduction="none")
-        losses[i * rows : i * rows + len(batch)] = loss.view(target.shape).mean(1).cpu()
+        predicted = read(lm, batch, method, tail + 1)[0][:, :-1]
+        losses[i * rows : i * rows + len(batch)] = _mean_loss(predicted, batch[:, -tail:])
     return processes.total(losses)
-
-
-@dataclass(frozen=True)
-class PasskeyTrials:
-    """Prompts of one length: prompts (n, S) int64, answers (n, A) int64, keys and depths one each."""
-
-    prompts: Tensor
-    answers: Tensor
-    keys: tuple[str, ...]
-    depths: tuple[float, ...]
-
-    def part(self, start: int, stop: int) -> PasskeyTrials:
-        """Trials start ... stop - 1."""
-        at = slice(start, stop)
-        return PasskeyTrials(self.prompts[at], self.answers[at], self.keys[at], self.depths[at])
-
-
-def passkey_trials(
-    lm: LM,
-    documents: Sequence[Tensor],
-    length: int,
-    depths: Sequence[float],
-    split: Split,
-    seed: int,
-    salt: Salt = PLAIN_HAYSTACK,
-    others: Sequence[Sequence[Tensor]] = (),
-) -> PasskeyTrials:
-    """One prompt of exactly `length` tokens for each entry of `depths`: a key hidden at that depth of running text.
-
-    documents: token ids of the haystack's texts; others: those of further texts, which take turns, five prompts each
-    salt: what else is written into it, which changes neither the key nor
-    where its text is from. Wordings are drawn from the split's. Everything is in the middle of a text: no BOS, and no
-    space but the wording's own. Raises UserError if the length is too short to hold the task, or no document is long
-    enough.
-    """
-    rng, texts = random.Random(f"passkey {seed} {length} {split}"), [documents, *others]
-
-    def encode(text: str) -> list[int]:
-        return inside_ids(lm.tokenizer, [text])[0]
-
-    prompts: list[list[int]] = []
-    answers: list[list[int]] = []
-    keys: list[str] = []
-    for i, depth in enumerate(depths):
-        wording = random.Random(f"wording {seed} {length} {i}").choice(wordings(split))
-        while True:  # keys whose answer has another number of tokens cannot share a batch
-            key = draw_key(rng, split)
-            answered = encode(answer(key))
-            if not answers or len(answered) == len(answers[0]):
-                break
-        needle, question = encode(wording.hide(key)), encode(wording.question)
-        text = haystack(texts[text_of_trial(i, len(texts))], length, len(needle) + len(question), rng, "passkey")
-        phrases: list[list[int]] = []
-        if salt.wanted(i):
-            draw = random.Random(f"salt {seed} {length} {split} {i}")
-            written = salt.phrases(draw, key, wording, split)
-            phrases = inside_ids(lm.tokenizer, written) if written else []
-        prompts.append(_hide(text, needle, depth, phrases, random.Random(f"places {seed} {length} {i}")) + question)
-        answers.append(answered)
-        keys.append(key)
-    return PasskeyTrials(torch.tensor(prompts), torch.tensor(answers), tuple(keys), tuple(depths))
-
-
-def text_of_trial(trial: int, texts: int) -> int:
-    """Which of several texts a passkey's haystack is from: all depths of one, then of the next."""
-    return trial // len(DEPTHS) % texts
-
-
-def haystack(documents: Sequence[Tensor], length: int, taken: int, rng: random.Random, task: str) -> list[int]:
-    """The length - taken tokens of running text of a prompt; raises UserError where there are none."""
-    room = length - taken
-    if room < 0:
-        raise UserError(f"a {task} prompt needs at least {taken} tokens, asked for {length}; give longer --lengths")
-    usable = [document for document in documents if len(document) >= room]
-    if not usable:
-        longest = max((len(document) for document in documents), default=0)
-        raise UserError(
-            f"no text has the {room} tokens a {task} prompt needs (longest: {longest}); "
-            "give shorter --lengths or longer texts"
-        )
-    document = rng.choices(usable, [len(document) - room + 1 for document in usable])[0]
-    start = rng.randrange(len(document) - room + 1)
-    return document[start : start + room].tolist()
-
-
-def _hide(text: list[int], needle: list[int], depth: float, phrases: list[list[int]], rng: random.Random) -> list[int]:
-    """The needle at `depth` of a haystack as long as `text`, phrases at random places in it; nothing is cut apart.
-
-    As many of the phrases as take no more than half the haystack are used; the text's end makes room for them.
-    """
-    used, left = [], len(text) // 2
-    for phrase in phrases:
-        if len(phrase) <= left:
-            used.append(phrase)
-            left -= len(phrase)
-    text = text[: len(text) - sum(map(len, used))]
-    place = round(depth * len(text))
-    inserts = sorted([(rng.randrange(len(text) + 1), phrase) for phrase in used], key=lambda each: each[0])
-    before = [each for each in inserts if each[0] < place]
-    return insert(text, [*before, (place, needle), *inserts[len(before) :]])
-
-
-def insert(text: list[int], inserts: Sequence[tuple[int, list[int]]]) -> list[int]:
-    """The text with (place in it, tokens) written in; places ascend."""
-    found: list[int] = []
-    last = 0
-    for at, tokens in inserts:
-        found += text[last:at] + tokens
-        last = at
-    return found + text[last:]
 
 
 def passkey_answered(
@@ -169,21 +50,71 @@ def passkey_answered(
     The prompt is prefilled with `method`; the answer is generated by steps. The probability is the teacher-forced
     product over the answer's tokens, a smooth companion to the exact match that ranks close candidates.
     """
+    return read_and_ask(lm, trials, 0, method, batch_tokens, processes=processes, read=read)[1:]
+
+
+def read_and_ask(
+    lm: LM,
+    trials: PasskeyTrials,
+    tail: int,
+    method: str,
+    batch_tokens: int,
+    *,
+    decimates: bool = False,
+    processes: Processes = ALONE,
+    read: Read = read_all,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `passkey_answered` gives, and before it the loss on the last `tail` tokens ahead of each question.
+
+    Returns (losses (n,) float64 in nats per token, answered (n,) bool, probability (n,) float64); no losses if tail is
+    0. One reading gives all three, but where tokens are decimated: the targets of a loss are protected, as published,
+    and a question is not when a user asks it, so there the prompts are read again for their answers.
+    """
     rows = max(1, batch_tokens // trials.prompts.shape[1])
-    answered, probability = torch.zeros(2, len(trials.keys), dtype=torch.float64)
+    losses, answered, probability = torch.zeros(3, len(trials.keys), dtype=torch.float64)
     for i, prompts in processes.mine(trials.prompts.split(rows)):
         part = slice(i * rows, i * rows + len(prompts))
-        logits, state = read(lm, prompts, method, 1)
-        logits, target = logits[:, -1], trials.answers[part].to(logits.device)
-        texts = greedy(lm, logits, state.clone(), target.shape[1])
-        answered[part] = torch.tensor([float(is_answered(text, key)) for text, key in zip(texts, trials.keys[part])])
-        total = torch.zeros(len(target), dtype=torch.float64)
-        for k in range(target.shape[1]):
-            total += F.log_softmax(logits.double(), -1).gather(1, target[:, k : k + 1])[:, 0].cpu()
-            if k + 1 < target.shape[1]:
-                logits, state = lm.step(target[:, k], state)
-        probability[part] = total.exp()
-    return processes.total(answered) > 0, processes.total(probability)
+        asked = trials.part(part.start, part.stop)
+        if tail:
+            question = prompts.shape[1] - int(asked.ends.min())
+            logits, state = read(lm, prompts, method, tail + 1 + question)
+            losses[part] = _loss_before(logits, asked, tail)
+        if decimates or not tail:
+            logits, state = read(lm, prompts, method, 1)
+        answered[part], probability[part] = _answers(lm, logits[:, -1], state, asked)
+    return (
+        processes.total(losses) if tail else losses[:0],
+        processes.total(answered) > 0,
+        processes.total(probability),
+    )
+
+
+def _mean_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Of logits (n, T, V) for tokens (n, T): (n,) float64."""
+    target = target.to(logits.device)
+    loss = F.cross_entropy(logits.double().flatten(0, 1), target.flatten(), reduction="none")
+    return loss.view(target.shape).mean(1).cpu()
+
+
+def _loss_before(logits: Tensor, trials: PasskeyTrials, tail: int) -> Tensor:
+    """Mean loss on the last `tail` tokens before each question, from the logits (n, K, V) of the last K tokens."""
+    at = trials.ends[:, None] - tail + torch.arange(tail)  # where the targets stand: (n, tail)
+    rows = at - 1 - (trials.prompts.shape[1] - logits.shape[1])
+    each = torch.arange(len(rows), device=logits.device)[:, None]
+    return _mean_loss(logits[each, rows.to(logits.device)], trials.prompts.gather(1, at))
+
+
+def _answers(lm: LM, logits: Tensor, state: State, trials: PasskeyTrials) -> tuple[Tensor, Tensor]:
+    """(answered, probability) of prompts after which the logits (n, V) and the state stand: (n,) float64 each."""
+    target = trials.answers.to(logits.device)
+    texts = greedy(lm, logits, state.clone(), target.shape[1])
+    answered = torch.tensor([float(is_answered(text, key)) for text, key in zip(texts, trials.keys)])
+    total = torch.zeros(len(target), dtype=torch.float64)
+    for k in range(target.shape[1]):
+        total += F.log_softmax(logits.double(), -1).gather(1, target[:, k : k + 1])[:, 0].cpu()
+        if k + 1 < target.shape[1]:
+            logits, state = lm.step(target[:, k], state)
+    return answered, total.exp()
 
 
 def greedy(lm: LM, logits: Tensor, state: State, count: int) -> list[str]:

@@ -15,7 +15,7 @@ from ..search.choice import bands, choose, stretch
 from ..search.scoring import Scoring
 from .job import Job
 from .published import unsearched_band
-from .search import Found, passkeys
+from .search import Found, compared
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def decide(job: Job, found: Found) -> Decided:
     scores: list[dict[str, Any]] = []
     multiples = job.recipe.rotary.factors if job.lm.rotary else ()
     comparisons = (len(job.methods) + bool(multiples)) * len(job.lengths)
-    token_layers = distinct = 0
+    token_layers, distinct = 0.0, 0
     for pick in progress(found.picks, "deciding on fresh text", unit="length"):
         judge = _judge(job, found, found.scoring, pick.length)
         by = job.recipe.policy, job.options.seed, comparisons
@@ -53,7 +53,7 @@ def decide(job: Job, found: Found) -> Decided:
         chosen.append(best)
         scores += rows + more
         token_layers += judge.token_layers
-        distinct += sum(found.scoring.counts(1.0) + judge.counts(1.0)) * pick.length
+        distinct += (found.scoring.count(1.0) + judge.count(1.0)) * pick.length
     made = bands(tables, found.picks, chosen)  # may sweep, which counts
     token_layers += found.scoring.token_layers + measured.sweeper.token_layers
     spent = token_layers / len(tables.layers) + windows.numel()
@@ -62,8 +62,7 @@ def decide(job: Job, found: Found) -> Decided:
 
 
 def _judge(job: Job, found: Found, scoring: Scoring, length: int) -> Scoring:
-    """The same comparison on windows and passkeys that the search has not seen, and on more of them."""
-    tokens, samples = found.measured.tokens, job.judging(length)
-    windows = None if tokens.judged is None else tokens.judged[:samples]
-    trials = {length: passkeys(job, tokens, length, samples, job.options.seed + 1)} if scoring.trials else {}
-    return scoring.on(windows, trials, "judge")
+    """The same comparison on windows that the search has not seen, and on more of them."""
+    tokens, seed = found.measured.tokens, job.options.seed + 1
+    windows = tokens.judged[: job.judging(length)]
+    return scoring.on(*compared(job, tokens, windows, scoring.objective, [length], seed), "judge")

@@ -76,7 +76,7 @@ class Job:
         return self.options.method != "none" and self.recipe.filter.fit != "published" and self.recipe.decimate.search
 
     def judging(self, length: int) -> int:
-        """Windows, or passkeys in place of `samples`, that decide at a length: short ones cost little."""
+        """Windows that decide at a length: short ones cost little."""
         return self.options.samples * min(_JUDGED, max(1, self.lengths[-1] // length))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...runtime.reading.chunks import bytes_a_token
 from ..measure.measuring import statistics_bytes
+from ..search.scoring import Objective
 from ..speed import weight_bytes
 from ..work.journal import Journal
 from .decide import decide
@@ -33,9 +34,9 @@ class _Knows(Journal):
     def get(self, key: str) -> Any:
         if not key.startswith("["):
             return 1.0 if key == "passkeys at L" else super().get(key)
-        *_, read, windows, asked, trials = json.loads(key)
-        right = trials - asked
-        return {"losses": [1.0] * (windows - read), "right": [True] * right, "probability": [1.0] * right}
+        _, objective, *_, start, stop = json.loads(key)
+        windows, right = _counts(stop - start, objective)
+        return {"losses": [1.0] * windows, "right": [True] * right, "probability": [1.0] * right}
 
     def tensors(self, key: str) -> dict[str, Tensor] | None:
         return {"g": torch.zeros(self._shape)} if key.startswith("sweep ") else None
@@ -93,17 +94,15 @@ def plan(job: Job, tokens: Tokens) -> Plan:
     few = measure(job, replace(tokens, windows=tokens.windows[:1]), known)
     found = search(job, replace(few, tokens=tokens), known)
     decided = decide(job, found)
-    searched = found.scoring.counts(1.0) if found.scoring else (0, 0)
-    windows = 0 if tokens.judged is None else len(tokens.judged)
-    asked = bool(searched[1])
-    judged = {n: (min(windows, job.judging(n)), 5 * -(-job.judging(n) // 2) * asked) for n in job.lengths}
+    objective = found.scoring.objective if found.scoring else "perplexity"
+    windows = {n: min(len(tokens.judged), job.judging(n)) for n in job.lengths}
     speed = _tokens_a_second(job, tokens)
     return Plan(
         train_length=job.L,
         lengths=job.lengths,
         measured=len(tokens.windows),
-        searched={n: searched for n in job.lengths},
-        decided=judged,
+        searched={n: _counts(len(tokens.searched), objective) for n in job.lengths},
+        decided={n: _counts(count, objective) for n, count in windows.items()},
         tokens=decided.tokens,
         cost=round(decided.cost, 2),
         weights_bytes=None if lm.hybrid else weight_bytes(lm.weights),
@@ -112,6 +111,11 @@ def plan(job: Job, tokens: Tokens) -> Plan:
         tokens_a_second=round(speed),
         seconds=round(decided.tokens / speed, 1),
     )
+
+
+def _counts(windows: int, objective: Objective) -> tuple[int, int]:
+    """Of so many windows: those whose loss is taken, and those that are asked for a passkey."""
+    return windows * (objective != "passkey"), windows * (objective != "perplexity")
 
 
 def _tokens_a_second(job: Job, tokens: Tokens) -> float:

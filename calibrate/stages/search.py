@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from ..search.recall import settle_objective
-from ..search.scoring import Scoring
+from ..search.scoring import Objective, Scoring
 from ..search.search import LengthPicks, Search, plain_scores
-from ..search.tasks import DEPTHS, PasskeyTrials, passkey_trials
 from ..texts.passkey import Salt
+from ..texts.prompts import PasskeyTrials, asked_windows
 from ..work.journal import Journal
 from .job import Job
 from .measure import Measured
@@ -34,12 +37,10 @@ def search(job: Job, measured: Measured, journal: Journal) -> Found:
     objective, answered = settle_objective(
         job.lm, tokens.held_out[0], job.L, options.objective, options.seed, job.batch_tokens, journal, job.processes
     )
-    trials = {}
-    if objective != "perplexity":
-        trials = {n: passkeys(job, tokens, n, options.samples, options.seed) for n in job.lengths}
+    windows, trials = compared(job, tokens, tokens.searched, objective, job.lengths, options.seed)
     scoring = Scoring(
-        job.lm, measured.tables, objective, tokens.searched, trials, tokens.tail, job.batch_tokens, journal,
-        job.processes, texts=len(tokens.held_out),
+        job.lm, measured.tables, objective, windows, trials, tokens.tail, job.batch_tokens, journal, job.processes,
+        texts=len(tokens.held_out),
     )  # fmt: skip
     plain_scores(scoring, job.lengths)
     searching = Search(scoring, job.recipe, job.lengths, options.seed)
@@ -52,11 +53,11 @@ def search(job: Job, measured: Measured, journal: Journal) -> Found:
     return Found(measured, picks, scoring, record)
 
 
-def passkeys(job: Job, tokens: Tokens, length: int, samples: int, seed: int) -> PasskeyTrials:
-    """Trials at one length, as many as suit `samples` windows, equally many at each depth; some haystacks salted.
-
-    An answer says less than a window's loss, hence five of them to two windows.
-    """
-    depths = [DEPTHS[i % len(DEPTHS)] for i in range(len(DEPTHS) * -(-samples // 2))]
-    salt = Salt(**job.recipe.recall.model_dump())
-    return passkey_trials(job.lm, tokens.held_out[0], length, depths, "calibrate", seed, salt, tokens.held_out[1:])
+def compared(
+    job: Job, tokens: Tokens, windows: Tensor, objective: Objective, lengths: Sequence[int], seed: int
+) -> tuple[Tensor | None, dict[int, PasskeyTrials]]:
+    """What candidates are compared on: the windows as they are, or at each length with a key in them."""
+    if objective == "perplexity":
+        return windows, {}
+    salt, texts = Salt(**job.recipe.recall.model_dump()), len(tokens.held_out)
+    return None, {n: asked_windows(job.lm, windows, n, tokens.tail, texts, seed, salt) for n in lengths}

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..search.tasks import DEPTHS, passkey_trials
 from ..texts.sources import read_texts, split_documents
 from ..texts.tokens import Enough, encode
 from ..texts.windows import token_windows
@@ -30,15 +29,15 @@ class Tokens:
 
     fit: documents to measure on, of the first text; held_out: to choose on, of every text
     windows: (n, L) of fit
-    searched, judged: (n, longest) of held_out, apart from each other; None where no window is scored
+    searched, judged: (n, longest) of held_out, apart from each other; none of them where nothing is searched
     tail: target tokens of these
     """
 
     fit: list[Tensor]
     held_out: list[list[Tensor]]
     windows: Tensor
-    searched: Tensor | None
-    judged: Tensor | None
+    searched: Tensor
+    judged: Tensor
     tail: int
     record: dict[str, Any]
 
@@ -58,12 +57,8 @@ def read(job: Job) -> Tokens:
     held_out = [encode(lm, part, enough) for _, part in parts]
     windows = token_windows(fit, job.L, count, tail=job.L, seed=options.seed)
     tail = min(_MOST_TAIL, job.L // 2)
-    scored = job.searches and options.objective != "passkey"
-    if job.searches and not scored:  # refuse what no text can hold before hours of measuring, not after
-        for each in held_out:
-            for length in (job.lengths[0], job.lengths[-1]):
-                passkey_trials(lm, each, length, DEPTHS[:1], "calibrate", options.seed)
-    searched, judged = _held_out_windows(job, held_out, choosing, tail) if scored else (None, None)
+    none = torch.empty(0, longest, dtype=torch.int64)
+    searched, judged = _held_out_windows(job, held_out, choosing, tail) if job.searches else (none, none)
     digests = [each.sha256 for each in texts]
     record = {
         "texts": ", ".join(each.name for each in texts),

@@ -11,7 +11,7 @@ import torch
 from longscan.calibrate.errors import UserError
 from longscan.calibrate.evaluate.evaluate import Request, evaluate
 from longscan.calibrate.evaluate.recall import recall_trials
-from longscan.calibrate.search.tasks import DEPTHS
+from longscan.calibrate.texts.prompts import DEPTHS
 from longscan.calibrate.texts.recall_tasks import ask
 from longscan.runtime import load
 

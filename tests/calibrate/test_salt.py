@@ -8,8 +8,8 @@ import re
 import pytest
 import torch
 
-from longscan.calibrate.search.tasks import DEPTHS, passkey_trials
 from longscan.calibrate.texts.passkey import DIGITS, WORDINGS, Salt, wordings
+from longscan.calibrate.texts.prompts import DEPTHS, passkey_trials
 from longscan.runtime import load
 
 SALT = Salt(numbers=5, distractors=1)

@@ -35,7 +35,7 @@ class Known(Scoring):
     """Scores by a function of the candidate, the same on every window."""
 
     def score(self, candidate, length, share=1.0, prefix=None):
-        windows = self.counts(share)[0]
+        windows = self.count(share)
         self.asked.append((candidate, length, windows))
         losses = torch.full((windows,), self.loss(candidate, length), dtype=torch.float64)
         return Score(losses, torch.empty(0), torch.empty(0, dtype=torch.bool))
