@@ -34,7 +34,7 @@ def calibrate(out: Path) -> None:
     """Fit a filter at the longest length there is."""
     out.parent.mkdir(parents=True, exist_ok=True)
     arguments = ["--model", "demo", "--lengths", "96k", "--method", "filter", "--objective", "passkey"]
-    arguments += ["--samples", "1", "--out", str(out)]
+    arguments += ["--samples", "5", "--out", str(out)]
     print("$ calibrate run " + shlex.join(arguments), file=sys.stderr, flush=True)
     command = [sys.executable, "-m", "longscan.calibrate", "run", *arguments]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

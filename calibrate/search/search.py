@@ -149,10 +149,15 @@ class Search:
         return pick
 
     def _theta(self, pick: FilterPick, length: int) -> FilterPick:
-        """Another theta at this length, if it is better beyond doubt: a new theta starts a new band."""
+        """Another theta at this length, if it is better beyond doubt or with this one plain reads better.
+
+        A new theta starts a new band, so it takes a reason.
+        """
         others = [replace(pick, log_theta=theta) for theta in theta_candidates(self.layers, self.recipe)]
         best = self._best([pick, *others], length)
-        return best if self._clearly(Candidate(best), Candidate(pick), length, len(others)) else pick
+        worse = [self.scoring.reads_worse(Candidate(each), length) for each in (pick, best)]
+        better = self._clearly(Candidate(best), Candidate(pick), length, len(others))
+        return best if better or worse == [True, False] else pick
 
     def _fitted(self, pick: FilterPick, length: int) -> FilterPick:
         """The same pick under the fits of g that the recipe allows; the stretched one unless another is better."""
