@@ -12,7 +12,7 @@ from ..recipe.recipe import Recipe
 from ..search.scoring import Objective
 from ..work.processes import Processes
 
-_JUDGED = 2  # times as many windows decide at a short length as are searched on
+_JUDGED = 4  # times as many windows decide at a short length as are searched on, at most
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class Job:
         return self.options.method != "none" and self.recipe.filter.fit != "published" and self.recipe.decimate.search
 
     def judging(self, length: int) -> int:
-        """Windows that decide at a length: short ones cost little."""
-        return self.options.samples * min(_JUDGED, max(1, self.lengths[-1] // length))
+        """Windows that decide at a length: more of short ones, which cost little and gain less."""
+        return self.options.samples * min(_JUDGED, max(1, self.lengths[-1] // length // 2))
 
 
 def allowed_methods(method: str, recipe: Recipe, hybrid: bool = False) -> list[str]:
