@@ -7,7 +7,7 @@ Triton kernel without a GPU, `operators` is what torch.compile and torch.export 
 
 from .conv.api import causal_conv1d, causal_conv1d_step
 from .linear.api import linear
-from .norm.api import add_rms_norm, gated_rms_norm, rms_norm
+from .norm.api import add_rms_norm, gated_rms_norm, inner_rms_norm, rms_norm
 from .scan.api import selective_scan, selective_step
 from .scores.api import token_scores
 from .shared.cut import raw_delta_cut
@@ -18,6 +18,7 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_step",
     "gated_rms_norm",
+    "inner_rms_norm",
     "linear",
     "raw_delta_cut",
     "rms_norm",

@@ -23,8 +23,8 @@ from triton.compiler import ASTSource
 from .conv.triton import CONV_CONFIG
 from .conv.triton import STEP_CONFIG as CONV_STEP_CONFIG
 from .conv.triton_kernel import conv_silu, conv_step
-from .norm.triton import GATED_CONFIG, NORM_CONFIG
-from .norm.triton_kernel import gated_rms, rms
+from .norm.triton import GATED_CONFIG, INNER_CONFIG, NORM_CONFIG
+from .norm.triton_kernel import gated_rms, inner_rms, rms
 from .scan.triton import CARRY_CONFIG, STEP_CONFIG
 from .scan.triton_kernel import carry, scan
 from .scan.triton_plan import REGISTERS, SCAN_CONFIGS, ScanConfig
@@ -109,6 +109,7 @@ def variants(lanes: int = LANES) -> Iterator[Variant]:
     yield scan_variant("selective_scan:filtered", main, (*PLAIN, "THRESHOLD"), lanes=lanes)
     yield scan_variant("selective_scan:states", main if lanes == LANES else SCAN_CONFIGS[1], lanes=lanes)
     yield scan_variant("selective_scan:all", ScanConfig(CH=1), OPTIONS, N=8, lanes=lanes, even=False)
+    yield _tile("inner_rms_norm", inner_rms, INNER_CONFIG, {"BLOCK": 256}, 256, False)
     grid = {"UNIT": 2.0**36, "HEAD": 6, "SEGMENTS": 7, "ROOM": 512}
     yield _tile("sketch", sketch, SKETCH_CONFIG, grid, SKETCH_CONFIG["BLOCK_T"], True)
     for on in (True, False):

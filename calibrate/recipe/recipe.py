@@ -208,6 +208,9 @@ class Policy(Section):
         0.95, description="a method is picked only if it is better with this confidence over all methods x lengths"
     )
     margin: Share = Field(0.05, description="share of the passkeys a picked method may lose, at most, beyond doubt")
+    loss_margin: Positive = Field(
+        0.005, description="a method is refused that reads worse by more nats a token than this, beyond doubt"
+    )
     bootstrap: StrictInt = Field(1000, ge=100, le=1000000, description="resamples behind that confidence, at least")
 
     def corrected(self, comparisons: int) -> float:

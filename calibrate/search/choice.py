@@ -28,9 +28,9 @@ def choose(
     comparisons: methods x lengths of the whole calibration, which the confidence is corrected for (Bonferroni)
 
     Methods are tried in the order none, filter, decimate, both, scale, each against the one held so far: it takes over
-    if the objective's value is better beyond the corrected interval, if its loss is not worse beyond doubt, and if it
-    loses less than `policy.margin` of the passkeys, beyond doubt. Raises UserError where the plain model's scores are
-    no numbers.
+    if the objective's value is better beyond the corrected interval, if its loss is not worse beyond doubt by more than
+    `policy.loss_margin`, and if it loses less than `policy.margin` of the passkeys, beyond doubt. Raises UserError
+    where the plain model's scores are no numbers.
     """
     confidence = policy.corrected(comparisons)
     plain = scoring.score(NONE, picks.length)
@@ -74,11 +74,12 @@ def stretch(
 def _takes_over(
     score: Score, held: Score, plain: Score, texts: int, confidence: float, policy: Policy, seed: int
 ) -> bool:
-    """The rule of `choose`; of several texts, none may be read worse than by the plain model, beyond doubt."""
+    """The rule of `choose`; of several texts, none may be read worse than by the plain model by that much."""
     loss, answered = _differences(score, held, policy, seed)
-    worse = (loss is not None and not loss[0] <= 0) or (answered is not None and not answered[0] >= -policy.margin)
+    most = policy.loss_margin
+    worse = (loss is not None and not loss[0] <= most) or (answered is not None and not answered[0] >= -policy.margin)
     for more in [(score.losses - plain.losses)[i::texts] for i in range(texts)] if texts > 1 and loss else []:
-        worse |= not interval(more, confidence, policy.bootstrap, seed)[0] <= 0
+        worse |= not interval(more, confidence, policy.bootstrap, seed)[0] <= most
     return not worse and clearly_better(score, held, confidence, policy.bootstrap, seed)
 
 

@@ -149,21 +149,10 @@ class Search:
         return pick
 
     def _theta(self, pick: FilterPick, length: int) -> FilterPick:
-        """Another theta at this length, which starts a new band: if it is better beyond doubt, or if with this one the
-        model reads worse than the plain one, which is refused in the end, and with another it does not.
-        """
+        """Another theta at this length, if it is better beyond doubt: a new theta starts a new band."""
         others = [replace(pick, log_theta=theta) for theta in theta_candidates(self.layers, self.recipe)]
-        best = self.scoring.halving([Candidate(each) for each in (pick, *others)], length, survivors=3)
-        if not self._clearly(best[0], Candidate(pick), length, len(others)):
-            plain, held, *more = (self._loss(each, length) for each in (NONE, Candidate(pick), *best))
-            best = [each for each, loss in zip(best, more) if loss <= plain < held] or [Candidate(pick)]
-        assert best[0].filter is not None
-        return best[0].filter
-
-    def _loss(self, candidate: Candidate, length: int) -> float:
-        """Mean loss; 0 where none is measured."""
-        losses = self.scoring.score(candidate, length).losses
-        return float(losses.mean()) if len(losses) else 0.0
+        best = self._best([pick, *others], length)
+        return best if self._clearly(Candidate(best), Candidate(pick), length, len(others)) else pick
 
     def _fitted(self, pick: FilterPick, length: int) -> FilterPick:
         """The same pick under the fits of g that the recipe allows; the stretched one unless another is better."""

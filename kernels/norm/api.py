@@ -84,6 +84,22 @@ def gated_rms_norm(
     return found
 
 
+@public
+def inner_rms_norm(x: Tensor, rank: int, epsilon: float, *, backend: str = "auto") -> Tensor:
+    """Falcon-Mamba's norms of delta's low rank, B and C: each part of x over its own root mean square, no weight.
+
+    x: (..., R + 2 N), the output of x_proj, any strides; rank: R; v / sqrt(mean(v^2) + epsilon) for the first R
+    features, the next N and the last N, computed in float32 (float64 where x is)
+
+    Returns (..., R + 2 N) in the dtype of x. Raises ValueError as selective_scan, and where x has no such parts.
+    """
+    _features("x", x, None)
+    if rank < 1 or x.shape[-1] <= rank or (x.shape[-1] - rank) % 2:
+        raise ValueError(f"rank must leave two equal parts of the {x.shape[-1]} features, found {rank}")
+    found: Tensor = _module(backend, floats(x=x)).inner_rms_norm(x, rank, epsilon)
+    return found
+
+
 def _features(name: str, t: Tensor, weight: Tensor | None) -> None:
     if not t.dim():
         raise ValueError(f"{name} has shape (), expected (..., M)")

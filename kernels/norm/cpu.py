@@ -7,9 +7,10 @@ from torch import Tensor
 
 from ..shared.cpu_arrays import one_at_a_time, packed
 from . import cpu_loops
-from .reference import gated_rms_norm
+from .reference import gated_rms_norm, inner_rms_norm
 
-__all__ = ["add_rms_norm", "gated_rms_norm", "rms_norm"]  # the gated norm is torch's: there is no loop for it
+# The gated norm and the inner ones are torch's: there is no loop for them.
+__all__ = ["add_rms_norm", "gated_rms_norm", "inner_rms_norm", "rms_norm"]
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:

@@ -21,6 +21,13 @@ def add_rms_norm(
     return rms_norm(total, weight, epsilon, dtype), total
 
 
+def inner_rms_norm(x: Tensor, rank: int, epsilon: float) -> Tensor:
+    """Each part of x over its own root mean square; see longscan.kernels.inner_rms_norm."""
+    N = (x.shape[-1] - rank) // 2
+    wide = x.to(torch.promote_types(x.dtype, torch.float32)).split([rank, N, N], dim=-1)
+    return torch.cat([v * torch.rsqrt(v.square().mean(-1, keepdim=True) + epsilon) for v in wide], -1).to(x.dtype)
+
+
 def gated_rms_norm(
     x: Tensor, z: Tensor, weight: Tensor | None, epsilon: float, groups: int, norm_before_gate: bool
 ) -> Tensor:

@@ -7,10 +7,11 @@ import triton
 from torch import Tensor
 
 from ..shared.triton_launch import FUSED, dense, dense_rows
-from .triton_kernel import gated_rms, rms
+from .triton_kernel import gated_rms, inner_rms, rms
 
 NORM_CONFIG = {"num_warps": 4}
 GATED_CONFIG = {"num_warps": 8}  # twice as wide, and read beside z
+INNER_CONFIG = {"num_warps": 1}  # a few hundred features at most
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
@@ -53,6 +54,16 @@ def gated_rms_norm(
             HAS_WEIGHT=weight is not None, GATE_LAST=norm_before_gate, BLOCK=triton.next_power_of_2(M),
             **GATED_CONFIG, **FUSED,
         )  # fmt: skip
+    return y
+
+
+def inner_rms_norm(x: Tensor, rank: int, epsilon: float) -> Tensor:
+    """See longscan.kernels.inner_rms_norm."""
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if y.numel():
+        N, rows = (x.shape[-1] - rank) // 2, _rows(x)
+        block = triton.next_power_of_2(max(rank, N))
+        inner_rms[(rows.shape[0], 3)](rows, y, rows.stride(0), rank, N, epsilon, BLOCK=block, **INNER_CONFIG, **FUSED)
     return y
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..families.layer import Layer, Projection
-from ..families.mamba1 import Mamba1
+from ..families.mamba1 import InnerNorms, Mamba1
 from ..families.mamba2 import Gate, GatedNorm, Mamba2
 
 Adapter = Callable[[Any], Layer]
@@ -39,10 +39,17 @@ def mamba1(mixer: Any) -> Mamba1:
     )
 
 
-def _inner_norms(mixer: Any) -> Any:
-    """Falcon-Mamba's and Jamba's norms of delta's low rank, B and C; None in Mamba-1."""
-    names = ("dt_layernorm", "b_layernorm", "c_layernorm")
-    return tuple(getattr(mixer, name) for name in names) if hasattr(mixer, names[0]) else None
+def _inner_norms(mixer: Any) -> InnerNorms | None:
+    """Falcon-Mamba's and Jamba's modules that norm delta's low rank, B and C; None in Mamba-1."""
+    if not hasattr(mixer, "dt_layernorm"):
+        return None
+
+    def norms(projected: Tensor, rank: int, _: str) -> tuple[Tensor, Tensor, Tensor]:
+        N = (projected.shape[-1] - rank) // 2
+        low_rank, B, C = projected.split([rank, N, N], dim=-1)
+        return mixer.dt_layernorm(low_rank), mixer.b_layernorm(B), mixer.c_layernorm(C)
+
+    return norms
 
 
 def mamba2(mixer: Any) -> Mamba2:

@@ -12,14 +12,14 @@ y_t         = (h_t . C_t + D x_t) silu(z_t)         out_proj(y)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...kernels import causal_conv1d, causal_conv1d_step, linear, selective_scan, selective_step
+from ...kernels import causal_conv1d, causal_conv1d_step, inner_rms_norm, linear, selective_scan, selective_step
 from ...kernels.linear.api import is_stored
 from ..checkpoint.config import ModelConfig
 from ..checkpoint.tensors import Tensors
@@ -28,6 +28,9 @@ from .layer import Inputs, Linear, Norm, Projection, conv_inputs, project
 from .steering import Steering
 
 STEERING = ("A_log", "dt_proj.bias")  # what the fingerprint covers
+
+# (delta's low rank, B and C side by side (..., R + 2 N), R, backend) -> the three, normed
+InnerNorms = Callable[[Tensor, int, str], tuple[Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,7 @@ class Mamba1(Steering):
     dt_proj: Tensor  # (D, R)
     D: Tensor  # (D,) float32
     out_proj: Projection  # D -> M
-    inner_norms: tuple[Projection, Projection, Projection] | None = None  # of delta's low rank, B and C: Falcon-Mamba
+    inner_norms: InnerNorms | None = None  # Falcon-Mamba's and Jamba's
 
     @property
     def conv_shape(self) -> tuple[int, ...]:
@@ -72,9 +75,11 @@ class Mamba1(Steering):
     def _project(self, x: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
         """x (..., D) -> delta before bias and softplus (..., D), B (..., N), C (..., N)."""
         N, R = self.A.shape[1], self.dt_proj.shape[1]
-        low_rank, B, C = project(self.x_proj, x, backend).split([R, N, N], dim=-1)
-        if self.inner_norms is not None:
-            low_rank, B, C = (norm(t) for norm, t in zip(self.inner_norms, (low_rank, B, C)))
+        projected = project(self.x_proj, x, backend)
+        if self.inner_norms is None:
+            low_rank, B, C = projected.split([R, N, N], dim=-1)
+        else:
+            low_rank, B, C = self.inner_norms(projected, R, backend)
         return linear(low_rank, self.dt_proj, backend=backend), B, C
 
     def arrays(self, before: Norm) -> tuple[Any, ...] | None:
@@ -115,10 +120,16 @@ class Mamba1(Steering):
         return project(self.out_proj, y, backend)
 
 
-def _over_rms(x: Tensor, epsilon: float) -> Tensor:
-    """x over its root mean square, computed in float32 at least."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+@dataclass(frozen=True)
+class OverRms:
+    """Falcon-Mamba's inner norms, which have no weights."""
+
+    epsilon: float
+
+    def __call__(self, projected: Tensor, rank: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+        N = (projected.shape[-1] - rank) // 2
+        low_rank, B, C = inner_rms_norm(projected, rank, self.epsilon, backend=backend).split([rank, N, N], dim=-1)
+        return low_rank, B, C
 
 
 def read_mamba1(tensors: Tensors, p: str, config: ModelConfig) -> Mamba1:
@@ -128,7 +139,6 @@ def read_mamba1(tensors: Tensors, p: str, config: ModelConfig) -> Mamba1:
     R = tensors.shape(p + "dt_proj.weight", 2)[1]
     W = tensors.shape(p + "conv1d.weight", 3)[2]
     get, optional = tensors.get, tensors.optional
-    over_rms = None if config.inner_epsilon is None else partial(_over_rms, epsilon=config.inner_epsilon)
     return Mamba1(
         in_proj=Linear(get(p + "in_proj.weight", 2 * D, M), optional(p + "in_proj.bias", 2 * D)),
         conv=get(p + "conv1d.weight", D, 1, W)[:, 0],
@@ -139,5 +149,5 @@ def read_mamba1(tensors: Tensors, p: str, config: ModelConfig) -> Mamba1:
         A=-torch.exp(get(p + "A_log", D, N)),
         D=get(p + "D", D),
         out_proj=Linear(get(p + "out_proj.weight", M, D), optional(p + "out_proj.bias", M)),
-        inner_norms=None if over_rms is None else (over_rms, over_rms, over_rms),
+        inner_norms=None if config.inner_epsilon is None else OverRms(config.inner_epsilon),
     )

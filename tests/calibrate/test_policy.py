@@ -81,6 +81,12 @@ def test_no_text_may_be_read_worse():
     assert choose(made, PICKS, METHODS, Policy(), 0, 1)[0].method == "filter"
 
 
+@pytest.mark.parametrize(("loss", "wanted"), [(1.504, "filter"), (1.506, "none")])
+def test_a_gain_in_recall_may_read_worse_by_less_than_the_margin_only(loss, wanted):
+    rest = {"none": score(1.5, 0.5), "decimate": score(2.0, 0.0), "both": score(2.0, 0.0)}
+    assert chosen({**rest, "filter": score(loss, 1.0)}) == wanted
+
+
 def test_recall_may_be_lost_by_less_than_the_margin_only():
     """A loss of 15 points among 20 trials is within what chance does, and is refused all the same."""
     rest = {"none": score(2.0, 1.0), "decimate": score(2.0, 0.0), "both": score(2.0, 0.0)}

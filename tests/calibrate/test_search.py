@@ -175,24 +175,3 @@ def test_of_masses_that_the_windows_do_not_tell_apart_the_smallest_is_taken(nois
     for pick in searching.run({"filter"}):
         assert pick.filter is not None and pick.filter.filter is not None
         assert pick.filter.filter.share * pick.length / L == pytest.approx(wanted, rel=0.12)
-
-
-@pytest.mark.parametrize(("held", "wanted"), [(1.01, -1.0), (0.99, -3.0)])
-def test_where_a_theta_reads_worse_than_plain_another_that_does_not_is_taken(held, wanted):
-    """theta e^-3 answers more, but not beyond doubt; held: its loss, plain's is 1."""
-    losses = {None: 1.0, -3.0: held, -1.0: 0.98}
-
-    class Mixed(Known):
-        def score(self, candidate, length, share=1.0, prefix=None):
-            theta = candidate.filter.log_theta if candidate.filter else None
-            answered = torch.ones(8, dtype=torch.float64)
-            answered[:2] = 1.0 if theta == -3.0 else 0.5
-            n = self.count(share)
-            return Score(torch.full((n,), losses.get(theta, 2.0), dtype=torch.float64), answered[:n], answered[:n] > 0)
-
-    layers = [layer(i) for i in range(N_LAYER)]
-    lm = SimpleNamespace(weights=SimpleNamespace(layers=layers), hybrid=False)
-    scoring = Mixed(lm, Tables(layers, L, None), "mixed", torch.zeros(8, 8), {}, 8, 4096, Journal(None, "", False))
-    recipe = parse_recipe("filter: {theta: [0.36787944117144233], theta_quantiles: []}", "known")
-    found = Search(scoring, recipe, LENGTHS, 0)._theta(FilterPick(-3.0, tuple(range(N_LAYER)), 0.1), LENGTHS[0])
-    assert found.log_theta == wanted

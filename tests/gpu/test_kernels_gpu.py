@@ -11,6 +11,7 @@ from longscan.kernels import (
     causal_conv1d,
     causal_conv1d_step,
     gated_rms_norm,
+    inner_rms_norm,
     selective_scan,
     selective_step,
     ssd_scan,
@@ -118,6 +119,9 @@ def test_what_stands_around_the_scan(M, dtype, bound, relative_rms):
     for last in (True, False):
         found = gated_rms_norm(x, z, weight, 1e-5, 1, last, backend="triton")
         assert relative_rms(found, gated_rms_norm(x.double(), z.double(), weight.double(), 1e-5, 1, last)) < bound
+    inner = torch.randn(2, 65, M + 2 * 16 + 8, device="cuda", dtype=dtype)[..., : M + 2 * 16]
+    found = inner_rms_norm(inner, M, 1e-5, backend="triton")
+    assert relative_rms(found, inner_rms_norm(inner.double(), M, 1e-5)) < bound
     taps, bias = torch.randn(M, 4, device="cuda"), torch.randn(M, device="cuda")
     state = torch.randn(2, M, 3, device="cuda", dtype=dtype)
     oracle = state.clone()

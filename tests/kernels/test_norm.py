@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from longscan.kernels import add_rms_norm, gated_rms_norm, rms_norm
+from longscan.kernels import add_rms_norm, gated_rms_norm, inner_rms_norm, rms_norm
 
 FLOAT, BF16 = torch.float32, torch.bfloat16
 
@@ -64,3 +64,21 @@ def test_groups_that_do_not_divide_are_refused():
     for groups in (0, 4):
         with pytest.raises(ValueError, match=f"^groups must divide the 6 features, found {groups}$"):
             gated_rms_norm(x, x, None, 1e-5, groups)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rank", "states"), [(1, 1), (5, 16), (24, 3)])
+def test_the_inner_norms(backend, dtype, rank, states, relative_rms):
+    wide = torch.randn(2, 3, rank + 2 * states + 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = wide[..., : rank + 2 * states]
+    parts = x.double().split([rank, states, states], -1)
+    wanted = torch.cat([part / (part.square().mean(-1, keepdim=True) + 1e-5).sqrt() for part in parts], -1)
+    found = inner_rms_norm(x, rank, 1e-5, backend=backend)
+    assert found.dtype == dtype and relative_rms(found, wanted) < (1e-6 if dtype == torch.float32 else 2**-7)
+
+
+def test_parts_that_are_not_there_are_refused():
+    for rank in (0, 3, 6):
+        with pytest.raises(ValueError, match=f"^rank must leave two equal parts of the 6 features, found {rank}$"):
+            inner_rms_norm(torch.ones(2, 6), rank, 1e-5)
