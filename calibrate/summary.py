@@ -103,6 +103,13 @@ def haystacks(side: Sidecar) -> str:
     return f", {share} of them among other numbers" if salted else ""
 
 
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """In the order given; of a recipe, what `--recipe` reads back."""
+    import yaml
+
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+
+
 def headline(side: Sidecar) -> str | None:
     """What "auto" is worth at the longest length that was scored, in a sentence; None where nothing was searched."""
     scores = Facts.of(side).scores

@@ -13,7 +13,7 @@ from typing import Any
 from ...runtime.sidecar.sidecar import Sidecar
 from ..documents import Run, read_document
 from ..errors import UserError
-from ..summary import Facts, calibrated_lengths, command, headline, label, layer_values, score_tables
+from ..summary import Facts, calibrated_lengths, command, headline, label, layer_values, score_tables, to_yaml
 from .inspect import layer_rows
 from .plots import Picture, tokens
 
@@ -183,9 +183,7 @@ def _layers(side: Sidecar, mean_distance: Sequence[float] | None) -> str:
 
 
 def _recipe(side: Sidecar) -> str:
-    import yaml
-
-    recipe = yaml.safe_dump(dict(Facts.of(side).recipe), sort_keys=False, allow_unicode=True)
+    recipe = to_yaml(Facts.of(side).recipe)
     calibration = {k: v for k, v in Facts.of(side).calibration.items() if k != "layers"}
     return (
         f"<pre>{html.escape(command(side))}</pre><p>with this recipe.yaml:</p><pre>{html.escape(recipe)}</pre>"
