@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -21,7 +20,7 @@ from ..summary import (
     taken,
 )
 from ..summary import perplexity as exp
-from .plots import COLOURS, PALETTE, Picture, against_length, axes, colour, heat, tokens
+from .plots import COLOURS, PALETTE, Picture, against_layer, against_length, axes, curves, heat, tokens
 
 SCHEMATIC = 65536  # the papers draw the sequence's length by layer at 64k
 
@@ -58,10 +57,7 @@ def perplexity(side: Sidecar) -> Picture | None:
     if not lengths:
         return None
     with axes() as (figure, [panel]):
-        for index, (method, by_length) in enumerate(found.items()):
-            x = sorted(by_length)
-            y = [exp(by_length[n]) for n in x]
-            panel.plot(x, y, "o-", ms=4, color=colour(method, index), label=label(method))
+        curves(panel, [(n, method, exp(loss)) for method, by_length in found.items() for n, loss in by_length.items()])
         chosen = [(n, found[m][n]) for n in lengths if n in found.get(m := taken(side, n), {})]
         panel.plot(
             [n for n, _ in chosen], [exp(v) for _, v in chosen], "o", ms=10, mfc="none", mec=COLOURS["auto"],
@@ -100,8 +96,7 @@ def distances(side: Sidecar, values: Sequence[float]) -> Picture:
     with axes() as (figure, [panel]):
         colours = [COLOURS["decimate"] if i in marked else "#b9c4cf" for i in range(len(values))]
         panel.bar(range(len(values)), values, color=colours)
-        panel.set(xlabel="layer", ylabel="mean distance, tokens")
-        _whole_layers(panel, len(values))
+        against_layer(panel, len(values), "mean distance, tokens")
     where = ", ".join(map(str, marked)) or "none"
     caption = (
         f"How far back a layer looks at the training length ({side.train_length:,} tokens): Mamba Mean Distance. "
@@ -117,8 +112,7 @@ def global_channels(side: Sidecar) -> Picture | None:
         return None
     with axes() as (figure, [panel]):
         panel.bar(range(len(counts)), [100 * n / channels for n in counts], color=COLOURS["filter"])
-        panel.set(xlabel="layer", ylabel="global channels, %")
-        _whole_layers(panel, len(counts))
+        against_layer(panel, len(counts), "global channels, %")
     caption = f"Share of the {channels:,} channels of each layer that the filter thins out at {tokens(longest)}."
     return Picture("global-channels", "Share of global channels by layer", caption, figure)
 
@@ -197,8 +191,7 @@ def layer_tokens(side: Sidecar, length: int = SCHEMATIC) -> Picture | None:
         panel.set_yticks(apart, [tokens(n) for n in apart])
         panel.minorticks_off()
         panel.axhline(side.train_length, color="0.75", lw=1, ls="--", zorder=0)
-        panel.set(xlabel="layer", ylabel="tokens its scan reads")
-        _whole_layers(panel, n_layer)
+        against_layer(panel, n_layer, "tokens its scan reads")
         panel.legend()
     beyond = length > calibrated_lengths(side)[-1]
     caption = f"Sequence length by layer for a prompt of {tokens(length)}; dashed: the training length." + (
@@ -207,8 +200,3 @@ def layer_tokens(side: Sidecar, length: int = SCHEMATIC) -> Picture | None:
         else ""
     )
     return Picture("tokens", f"Tokens each layer scans at {tokens(length)}", caption, figure)
-
-
-def _whole_layers(panel: Any, count: int) -> None:
-    step = max(1, -(-count // 12))
-    panel.set_xticks(range(0, count, step))
