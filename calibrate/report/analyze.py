@@ -81,16 +81,17 @@ def attention_map(
     return AttentionMap(layer, channel, log_decay, L, queries, strength, reach)
 
 
+@dataclass
 class Watch:
     """The observer of one window. Short ones: the sums of delta training saw, decays. Long ones: distances of their
     prefixes and, of the first, running sums of delta and maps of sample channels."""
 
-    def __init__(
-        self, analysis: Analysis, limits: list[float], samples: dict[int, list[int]], *, short: bool, share: int = 1
-    ) -> None:
-        """limits: the largest sum of delta of each layer so far; share: windows to take the mean over."""
-        self.analysis, self.limits, self.samples, self.short, self.share = analysis, limits, samples, short, share
-        self.decays: list[Tensor] = []
+    analysis: Analysis
+    limits: list[float]  # the largest sum of delta of each layer so far
+    samples: dict[int, list[int]]  # layer -> channels
+    short: bool
+    share: int = 1  # windows to take the mean over
+    decays: list[Tensor] = field(default_factory=list)
 
     def observe(self, layer: int, inputs: ScanInputs) -> LayerPlan | None:
         found, w = self.analysis, inputs.weights
