@@ -82,10 +82,10 @@ def report(
     if figures is not None:
         figures.mkdir(parents=True, exist_ok=True)
         for picture in pictures:
-            for kind in ("svg", "png"):
+            for kind, data in (("svg", picture.svg), ("png", picture.render("png"))):
                 written.append(figures / f"{picture.name}.{kind}")
                 with replacing(written[-1]) as temporary:
-                    temporary.write_bytes(picture.render(kind))
+                    temporary.write_bytes(data)
     document = {"report": str(out), "figures": [p.name for p in pictures], "files": [str(file) for file in written]}
     emit(document, as_json, lambda _: f"wrote {out} ({len(pictures)} figures)" + (f" and {figures}" if written else ""))
 

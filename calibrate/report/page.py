@@ -97,7 +97,7 @@ def _section(heading: str, body: str) -> str:
 
 def _figure(picture: Picture) -> str:
     """As an image, not inline: the ids inside one SVG cannot meet those of another."""
-    data = base64.b64encode(picture.render("svg")).decode()
+    data = base64.b64encode(picture.svg).decode()
     alt = html.escape(f"{picture.title}. {picture.caption}")
     return (
         f'<figure id="{picture.name}"><h3>{html.escape(picture.title)}</h3>'

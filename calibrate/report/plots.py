@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import UserError
@@ -49,6 +50,11 @@ class Picture:
     title: str
     caption: str
     figure: Figure
+
+    @cached_property
+    def svg(self) -> bytes:
+        """For the page and for a file."""
+        return self.render("svg")
 
     def render(self, kind: Kind) -> bytes:
         """SVG or PNG, the same bytes for the same figure."""
