@@ -164,14 +164,14 @@ def sample_channels(decays: Sequence[Tensor], count: int) -> dict[int, list[int]
     return found
 
 
-def prefill_times(lm: LM, document: Tensor, lengths: Sequence[int], repeats: int = 3) -> list[tuple[int, str, float]]:
-    """(length, method, seconds): the fastest of `repeats` readings of one prompt, after one to warm up."""
+def prefill_times(lm: LM, document: Tensor, lengths: Sequence[int]) -> list[tuple[int, str, float]]:
+    """(length, method, seconds): the fastest of three readings of one prompt, after one to warm up."""
     fits = [n for n in lengths if n <= len(document)]
     jobs = [(n, method) for n in fits for method in available(lm, fits) if method != "auto"]
     found = []
     for length, method in progress(jobs, "timing prefill", unit="cell"):
         seconds = []
-        for _ in range(repeats + 1):
+        for _ in range(4):
             began = time.perf_counter()
             lm.prefill(document[None, :length], method=method).logits.sum().item()  # waits for the device
             seconds.append(time.perf_counter() - began)

@@ -15,8 +15,8 @@ from ..summary import (
     haystacks,
     kept_mass,
     label,
-    layer_values,
-    ordered,
+    mean_distances,
+    scores_of,
     taken,
 )
 from ..summary import perplexity as exp
@@ -30,7 +30,7 @@ def pictures(side: Sidecar, mean_distance: Sequence[float] | None = None) -> lis
 
     mean_distance: one value a layer in tokens, for sidecars that do not record it.
     """
-    distance = layer_values(side, "mean_distance") or mean_distance
+    distance = mean_distances(side) or mean_distance
     found = [
         perplexity(side),
         passkeys(side),
@@ -43,17 +43,8 @@ def pictures(side: Sidecar, mean_distance: Sequence[float] | None = None) -> lis
     return [picture for picture in found if picture is not None]
 
 
-def _scores(side: Sidecar, key: str) -> tuple[list[int], dict[str, dict[int, float]]]:
-    """(lengths, method -> length -> value) of the calibration's held-out scores."""
-    rows = [row for row in Facts.of(side).scores if row.get(key) is not None]
-    found: dict[str, dict[int, float]] = {m: {} for m in ordered([row["method"] for row in rows])}
-    for row in rows:
-        found[row["method"]][row["length"]] = row[key]
-    return sorted({row["length"] for row in rows}), found
-
-
 def perplexity(side: Sidecar) -> Picture | None:
-    lengths, found = _scores(side, "loss")
+    lengths, found = scores_of(side, "loss")
     if not lengths:
         return None
     with axes() as (figure, [panel]):
@@ -72,7 +63,7 @@ def perplexity(side: Sidecar) -> Picture | None:
 
 
 def passkeys(side: Sidecar) -> Picture | None:
-    lengths, found = _scores(side, "passkeys")
+    lengths, found = scores_of(side, "passkeys")
     if not lengths:
         return None
     with axes(height=0.9 + 0.42 * len(found)) as (figure, [panel]):
@@ -117,7 +108,7 @@ def global_channels(side: Sidecar) -> Picture | None:
     return Picture("global-channels", "Share of global channels by layer", caption, figure)
 
 
-def sample_channels(side: Sidecar, count: int = 6) -> list[tuple[int, int]]:
+def sample_channels(side: Sidecar) -> list[tuple[int, int]]:
     """(layer, channel) of filtered channels: in up to three layers spread over the depth, the median and largest g."""
     longest = calibrated_lengths(side)[-1]
     counts = filtered_channels(side, longest) or []
@@ -127,7 +118,7 @@ def sample_channels(side: Sidecar, count: int = 6) -> list[tuple[int, int]]:
     for layer in picked:
         order = side.thresholds(layer, longest).argsort(descending=True)[: counts[layer]]
         found += [(layer, int(channel)) for channel in dict.fromkeys([int(order[0]), int(order[len(order) // 2])])]
-    return found[:count]
+    return found
 
 
 def threshold_curves(side: Sidecar) -> Picture | None:
@@ -169,7 +160,8 @@ def mass(side: Sidecar) -> Picture | None:
     return Picture("mass", "Kept mass against length", caption, figure)
 
 
-def layer_tokens(side: Sidecar, length: int = SCHEMATIC) -> Picture | None:
+def layer_tokens(side: Sidecar) -> Picture | None:
+    length = SCHEMATIC
     if length <= side.train_length:
         return None
     n_layer = int(side.metadata["n_layer"])

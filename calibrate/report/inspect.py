@@ -9,7 +9,7 @@ import torch
 
 from ...runtime.sidecar.sidecar import Sidecar
 from ..errors import UserError
-from ..summary import Facts, calibrated_lengths, filtered_channels, headline, kept_mass, layer_values
+from ..summary import Facts, calibrated_lengths, filtered_channels, headline, kept_mass, mean_distances
 
 
 def describe(side: Sidecar) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def layer_rows(side: Sidecar, length: int, distance: Sequence[float] | None = No
     global_channels and kept_mass (the factor m of those channels) are None where the sidecar holds no filter; keep is
     None in layers that do not decimate; mean_distance (tokens) is None where the calibration did not record it.
     """
-    counts, distance = filtered_channels(side, length), layer_values(side, "mean_distance") or distance
+    counts, distance = filtered_channels(side, length), mean_distances(side) or distance
     keep, mass = side.keep(side.band(length)), kept_mass(side, length)
     rows = []
     for layer in range(int(side.metadata["n_layer"])):
@@ -92,7 +92,7 @@ def describe_layer(side: Sidecar, layer: int) -> dict[str, Any]:
         if layer in keep:
             entry["scored_channels"] = int((side.score_weights(layer, band.lengths[0]) > 0).sum())
         bands.append(entry)
-    distance = layer_values(side, "mean_distance")
+    distance = mean_distances(side)
     return {
         "layer": layer,
         "channels": channels,

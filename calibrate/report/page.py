@@ -13,7 +13,7 @@ from typing import Any
 from ...runtime.sidecar.sidecar import Sidecar
 from ..documents import Run, read_document
 from ..errors import UserError
-from ..summary import Facts, calibrated_lengths, command, headline, label, layer_values, score_tables, to_yaml
+from ..summary import Facts, calibrated_lengths, command, headline, label, mean_distances, score_tables, to_yaml
 from .inspect import layer_rows
 from .plots import Picture, tokens
 
@@ -177,7 +177,7 @@ def _layers(side: Sidecar, mean_distance: Sequence[float] | None) -> str:
             ]
         )
     missing = ""
-    if mean_distance is None and layer_values(side, "mean_distance") is None:
+    if mean_distance is None and mean_distances(side) is None:
         missing = "<p>This sidecar does not record mean distances; calibrate again, or use --analyze.</p>"
     return _table(["layer", "global channels", "mean distance", "keeps", "kept mass m"], rows) + missing
 
