@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 
@@ -68,6 +68,21 @@ def layer_rows(side: Sidecar, length: int, distance: Sequence[float] | None = No
     return rows
 
 
+LAYER_HEAD = ("layer", "global channels", "mean distance", "keeps", "kept mass m")
+
+
+def layer_cells(row: Mapping[str, Any], channels: int, *, absent: str, thousands: Literal["", ","] = "") -> list[str]:
+    """A row of `layer_rows` in words, under LAYER_HEAD. absent: for what there is not; thousands: their separator."""
+    n, distance, keep, mass = row["global_channels"], row["mean_distance"], row["keep"], row["kept_mass"]
+    return [
+        str(row["layer"]),
+        absent if n is None else f"{n:{thousands}} ({n / channels:.0%})",
+        absent if distance is None else f"{distance:.0f}",
+        "all" if keep is None else f"{keep:{thousands}}",
+        "all" if mass is None else f"{mass:.2f}",
+    ]
+
+
 def describe_layer(side: Sidecar, layer: int) -> dict[str, Any]:
     """One layer in detail: g's quartiles over its global channels at every stored length, decimation, distance.
 
@@ -127,19 +142,9 @@ def render(found: dict[str, Any]) -> str:
     lines += [
         "",
         f"at {last['length']} tokens:",
-        _row("layer", "global channels", "mean distance", "keeps", "kept mass m"),
+        _row(*LAYER_HEAD),
+        *(_row(*layer_cells(row, found["channels"], absent="-")) for row in last["layers"]),
     ]
-    for row in last["layers"]:
-        n, distance, mass = row["global_channels"], row["mean_distance"], row["kept_mass"]
-        lines.append(
-            _row(
-                row["layer"],
-                "-" if n is None else f"{n} ({n / found['channels']:.0%})",
-                "-" if distance is None else f"{distance:.0f}",
-                "all" if row["keep"] is None else row["keep"],
-                "all" if mass is None else f"{mass:.2f}",
-            )
-        )
     if all(row["mean_distance"] is None for row in last["layers"]):
         lines.append("(this sidecar does not record mean distances; calibrate again to have them)")
     return "\n".join(lines)
