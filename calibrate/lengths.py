@@ -12,7 +12,7 @@ MAX_LENGTH = 1 << 40
 
 
 def parse_length(value: object) -> int:
-    """One length in tokens. Raises UserError where it is no whole number above zero, with or without k or m."""
+    """One length in tokens; k is 1024 of them, m 1048576. Raises UserError where it is no whole number above zero."""
     found = _LENGTH.fullmatch(str(value).strip())
     if isinstance(value, bool) or not isinstance(value, (str, int)) or found is None or len(found[1]) > 15:
         raise UserError(f"{value!r} is not a length; write a whole number of tokens such as 4096 or 4k")

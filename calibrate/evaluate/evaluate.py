@@ -31,7 +31,7 @@ _AIM = 0.01  # relative standard error of the default number of windows
 _TRIALS = 20  # prompts a depth of the recall tasks
 
 # Of one length: the tokens of all windows or prompts, and how they are read: method -> a value of each, (n,) float64.
-Read = tuple[int, Callable[[str], Tensor]]
+Readable = tuple[int, Callable[[str], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def available(lm: LM, lengths: Sequence[int]) -> tuple[str, ...]:
     return tuple(method for method in ("none", "filter", "decimate", "both", "scale", "auto") if works(method))
 
 
-def _windows(lm: LM, documents: Sequence[Tensor], request: Request) -> dict[int, Read]:
+def _windows(lm: LM, documents: Sequence[Tensor], request: Request) -> dict[int, Readable]:
     """By length, the loss of each window."""
     lengths = sorted(request.lengths)
     if lengths[0] < 2:
@@ -118,7 +118,7 @@ def _windows(lm: LM, documents: Sequence[Tensor], request: Request) -> dict[int,
             if not len(sets[length]):
                 raise UserError(f"no document is longer than {length} tokens; give shorter --lengths or longer texts")
 
-    def losses(windows: Tensor) -> Read:
+    def losses(windows: Tensor) -> Readable:
         return windows.numel(), lambda method: tail_losses(lm, windows, tail, method, request.batch_tokens)
 
     return {length: losses(windows) for length, windows in sets.items()}
@@ -130,11 +130,11 @@ def _enough(lm: LM, pilot: Tensor, tail: int, batch_tokens: int) -> int:
     return min(_MOST, max(_FEWEST, math.ceil((spread / _AIM) ** 2)))
 
 
-def _prompts(lm: LM, documents: Sequence[Tensor], request: Request) -> dict[int, Read]:
+def _prompts(lm: LM, documents: Sequence[Tensor], request: Request) -> dict[int, Readable]:
     """By length, the share that is answered of what each prompt asks for."""
     depths = [depth for _ in range(request.windows or _TRIALS) for depth in DEPTHS]
 
-    def answered(length: int) -> Read:
+    def answered(length: int) -> Readable:
         if request.task == "passkey":
             keys = passkey_trials(lm, documents, length, depths, "evaluate", request.seed)
 
@@ -148,7 +148,7 @@ def _prompts(lm: LM, documents: Sequence[Tensor], request: Request) -> dict[int,
     return {length: answered(length) for length in sorted(request.lengths)}
 
 
-def _rows(lm: LM, request: Request, sets: Mapping[int, Read]) -> list[dict[str, Any]]:
+def _rows(lm: LM, request: Request, sets: Mapping[int, Readable]) -> list[dict[str, Any]]:
     jobs = [(length, method) for length in sets for method in request.methods]
     plans = {job: resolve(lm, *job) for job in jobs}  # refuse before hours of work, not after
     done: dict[Plan, tuple[Tensor, float]] = {}  # equal plans are read once

@@ -160,8 +160,7 @@ def mass(side: Sidecar) -> Picture | None:
     return Picture("mass", "Kept mass against length", caption, figure)
 
 
-def layer_tokens(side: Sidecar) -> Picture | None:
-    length = SCHEMATIC
+def layer_tokens(side: Sidecar, length: int = SCHEMATIC) -> Picture | None:
     if length <= side.train_length:
         return None
     n_layer = int(side.metadata["n_layer"])
@@ -169,16 +168,16 @@ def layer_tokens(side: Sidecar) -> Picture | None:
     filters, decimates = side.table(band, "thresholds") is not None, bool(side.keep(band))
     possible = {"none": True, "filter": filters, "decimate": decimates, "both": filters and decimates}
     auto = side.plan(length).method
-    curves: dict[tuple[int, ...], list[str]] = {}
+    drawn: dict[tuple[int, ...], list[str]] = {}
     for method in (m for m, there in possible.items() if there):
         curve = tuple(int(n) for n in side.plan(length, method).scan_lengths(n_layer, 1))
-        curves.setdefault(curve, []).append(label(method) + (" (auto)" if method == auto else ""))
+        drawn.setdefault(curve, []).append(label(method) + (" (auto)" if method == auto else ""))
     with axes() as (figure, [panel]):
-        for (curve, names), shade in zip(curves.items(), ("#6b6b6b", "#0072b2", "#8a5fb0", "#d98a00")):
+        for (curve, names), shade in zip(drawn.items(), ("#6b6b6b", "#0072b2", "#8a5fb0", "#d98a00")):
             steps = [*curve, curve[-1]]
             panel.step(range(len(steps)), steps, where="post", color=shade, label=", ".join(names), lw=2)
         panel.set_yscale("log", base=2)
-        values = sorted({n for curve in curves for n in curve} | {side.train_length})
+        values = sorted({n for curve in drawn for n in curve} | {side.train_length})
         apart = [n for i, n in enumerate(values) if i == 0 or n > 1.2 * values[i - 1]]
         panel.set_yticks(apart, [tokens(n) for n in apart])
         panel.minorticks_off()

@@ -53,7 +53,7 @@ class Picture:
 
     @cached_property
     def svg(self) -> bytes:
-        """For the page and for a file."""
+        """For the page and for a file, which are to be alike: what is drawn twice may differ in its last digits."""
         return self.render("svg")
 
     def render(self, kind: Kind) -> bytes:
