@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from typing import TextIO, cast
 
 from .console import Careless
@@ -12,10 +13,8 @@ from .console import Careless
 def main() -> None:
     """Console script. Without the extra that brings click, say which one to install."""
     try:
-        import click  # noqa: F401
-        import pydantic  # noqa: F401
-        import tqdm  # noqa: F401
-        import yaml  # noqa: F401
+        for name in ("click", "pydantic", "tqdm", "yaml"):
+            import_module(name)
     except ImportError as error:
         print(f'Error: {error.name} is missing; pip install "longscan[calibrate]"', file=sys.stderr)
         raise SystemExit(1) from None

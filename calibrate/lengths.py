@@ -12,11 +12,7 @@ MAX_LENGTH = 1 << 40
 
 
 def parse_length(value: object) -> int:
-    """One length in tokens.
-
-    Raises:
-        UserError: not a whole number above zero, with or without k (1024) or m (1048576).
-    """
+    """One length in tokens; k is 1024 of them, m 1048576. Raises UserError where it is no whole number above zero."""
     found = _LENGTH.fullmatch(str(value).strip())
     if isinstance(value, bool) or not isinstance(value, (str, int)) or found is None or len(found[1]) > 15:
         raise UserError(f"{value!r} is not a length; write a whole number of tokens such as 4096 or 4k")
@@ -27,11 +23,7 @@ def parse_length(value: object) -> int:
 
 
 def parse_lengths(value: str) -> list[int]:
-    """Lengths between commas, sorted, each once: "8k,4k" -> [4096, 8192].
-
-    Raises:
-        UserError: a part is not a length, or there is none.
-    """
+    """Lengths between commas, sorted, each once: "8k,4k" -> [4096, 8192]. Raises UserError as above, or for none."""
     parts = [part for part in value.split(",") if part.strip()]
     if not parts:
         raise UserError("no lengths given; write them between commas, such as 4k,8k,16k")

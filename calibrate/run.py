@@ -35,5 +35,5 @@ def calibrate(lm: LM, recipe: Recipe, options: Options, processes: Processes = A
         found = search(job, measured, journal)
         decided = decide(job, found)
         calibration = write(job, decided, time.monotonic() - began)
-        journal.finish()
+        journal.drop_tensors()  # which nothing goes on from any more
     return calibration

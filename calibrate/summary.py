@@ -57,12 +57,12 @@ def calibrated_lengths(side: Sidecar) -> list[int]:
     return [length for band in side.bands for length in band.lengths]
 
 
-def layer_values(side: Sidecar, key: str) -> list[float] | None:
-    """One number a layer from the metadata (`calibration.layers`), or None where the sidecar does not hold it."""
+def mean_distances(side: Sidecar) -> list[float] | None:
+    """Of each layer, in tokens, as the calibration measured it; None where the sidecar does not record it."""
     layers = Facts.of(side).calibration.get("layers")
     if not isinstance(layers, list) or len(layers) != int(side.metadata["n_layer"]):
         return None
-    values = [layer.get(key) for layer in layers if isinstance(layer, dict)]
+    values = [layer.get("mean_distance") for layer in layers if isinstance(layer, dict)]
     numbers = [float(value) for value in values if isinstance(value, int | float)]
     return numbers if len(numbers) == len(layers) else None
 
@@ -103,6 +103,13 @@ def haystacks(side: Sidecar) -> str:
     return f", {share} of them among other numbers" if salted else ""
 
 
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """In the order given; of a recipe, what `--recipe` reads back."""
+    import yaml
+
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+
+
 def headline(side: Sidecar) -> str | None:
     """What "auto" is worth at the longest length that was scored, in a sentence; None where nothing was searched."""
     scores = Facts.of(side).scores
@@ -124,27 +131,33 @@ def headline(side: Sidecar) -> str | None:
     return f"{where} auto does {chosen}{': ' * bool(gains)}{' and '.join(gains)}."
 
 
+def scores_of(side: Sidecar, key: str) -> tuple[list[int], dict[str, dict[int, float]]]:
+    """(lengths, method -> length -> value) of the calibration's held-out scores; key: loss or passkeys."""
+    rows = [row for row in Facts.of(side).scores if row.get(key) is not None]
+    found: dict[str, dict[int, float]] = {m: {} for m in ordered([row["method"] for row in rows])}
+    for row in rows:
+        found[row["method"]][row["length"]] = row[key]
+    return sorted({row["length"] for row in rows}), found
+
+
 def score_tables(side: Sidecar) -> list[tuple[str, list[str], list[list[str]]]]:
     """The held-out scores of the calibration as (title, header, rows): perplexity and passkeys, length x method.
 
     The method "auto" takes at a length is marked with a star. Empty where nothing was searched.
     """
-    scores = Facts.of(side).scores
     tables = []
     titles = {"loss": "Perplexity per token, lower is better", "passkeys": f"Passkeys answered{haystacks(side)}"}
     for key, title in titles.items():
-        cells = {(row["length"], row["method"]): row[key] for row in scores if row.get(key) is not None}
-        if not cells:
-            continue
-        methods = ordered([method for _, method in cells])
+        lengths, found = scores_of(side, key)
         rows = []
-        for length in sorted({length for length, _ in cells}):
+        for length in lengths:
             chosen = taken(side, length)
             line = [f"{length:,} ({length / side.train_length:g}x)"]
-            for method in methods:
-                value = cells.get((length, method))
+            for method, by_length in found.items():
+                value = by_length.get(length)
                 text = "" if value is None else f"{perplexity(value):.3f}" if key == "loss" else f"{value:.0%}"
                 line.append(text + (" *" if method == chosen and text else ""))
             rows.append(line)
-        tables.append((title, ["tokens read", *map(label, methods)], rows))
+        if rows:
+            tables.append((title, ["tokens read", *map(label, found)], rows))
     return tables

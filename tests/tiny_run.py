@@ -12,7 +12,7 @@ RECIPE = """\
 samples: {samples}
 length_factors: [2, 4]
 objective: mixed
-measure: {{windows: {windows}, batch_tokens: 256, sweep_windows: {sweeps}}}
+measure: {{windows: {windows}, kept: 8, batch_tokens: 256, sweep_windows: {sweeps}}}
 filter:
   theta: [1.0e-2]
   theta_quantiles: [0.5]

@@ -1,6 +1,6 @@
-"""The commands, one file each; importing this package registers them with the group."""
+"""The commands, a file each but for those that only look; importing this package registers them with the group."""
 
-from . import diff, env, evaluate, generate, harness, inspect, push, recipes, report, run
+from . import evaluate, generate, harness, look, push, recipes, report, run
 from .group import cli
 
-__all__ = ["cli", "diff", "env", "evaluate", "generate", "harness", "inspect", "push", "recipes", "report", "run"]
+__all__ = ["cli", "evaluate", "generate", "harness", "look", "push", "recipes", "report", "run"]

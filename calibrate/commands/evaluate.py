@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from ...runtime import LM, load
 from ..errors import UserError
-from .group import COUNT, METHODS, SEED, cli, json_option, lengths_callback, model_options, place_options
+from .group import COUNT, METHODS, SEED, cli, emit, json_option, lengths_callback, model_options, place_options
 
 TASKS = ("perplexity", "passkey", "multikey", "variables")
 
@@ -60,9 +59,8 @@ def evaluate_command(
     documents = encode(lm, read_texts(texts or recipe.texts.eval, role="eval"))
     batch_tokens = tokens_a_batch(recipe.measure.batch_tokens, lm)
     request = Request(task, tuple(targets), chosen, windows, protocol, seed, batch_tokens)
-    document = evaluate(lm, documents, request)
     train_length = lm.sidecar.train_length if lm.sidecar else lm.config.train_length
-    click.echo(json.dumps(document) if as_json else render(document, train_length))
+    emit(evaluate(lm, documents, request), as_json, lambda found: render(found, train_length))
 
 
 def _default_lengths(lm: LM) -> list[int]:

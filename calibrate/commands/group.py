@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import signal
@@ -138,6 +139,11 @@ place_options = grouped(
     click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document.")
+
+
+def emit(found: Any, as_json: bool, render: Callable[[Any], str]) -> None:
+    """Print what a command found: as one JSON document, or as `render` writes it for people."""
+    click.echo(json.dumps(found) if as_json else render(found))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

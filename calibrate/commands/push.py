@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 
 import click
 
-from .group import cli, json_option
+from .group import cli, emit, json_option
 
 
 @cli.command()
@@ -32,17 +32,12 @@ def push(sidecar: str, repo_id: str, private: bool, revision: str | None, dry_ru
     sizes = {name: len(data) for name, data in sorted(files.items())}
     if dry_run:
         card = files["README.md"].decode()
-        if as_json:
-            click.echo(json.dumps({"repo": repo_id, "dry_run": True, "files": sizes, "card": card}))
-            return
-        click.echo("\n".join(f"{size:>12,}  {name}" for name, size in sizes.items()))
-        click.echo("\n" + card)
-        return
-    done = publish(files, repo_id, private=private, revision=revision)
-    if as_json:
-        click.echo(json.dumps({"repo": done.repo, "url": done.url, "commit": done.commit, "files": sizes}))
+        listed = "\n".join(f"{size:>12,}  {name}" for name, size in sizes.items())
+        found = {"repo": repo_id, "dry_run": True, "files": sizes, "card": card}
+        emit(found, as_json, lambda _: f"{listed}\n\n{card}")
     else:
-        click.echo(f"{done.url}\ncommit {done.commit}")
+        done = publish(files, repo_id, private=private, revision=revision)
+        emit({**asdict(done), "files": sizes}, as_json, lambda _: f"{done.url}\ncommit {done.commit}")
 
 
 def _is_repo(name: str) -> bool:

@@ -44,10 +44,10 @@ def list_recipes(as_json: bool) -> None:
 def show(recipe: str, as_json: bool) -> None:
     """Every setting of a recipe (a name or a YAML file), as YAML that `run --recipe` reads back."""
     from ..recipe.recipe import load_recipe, to_json
-    from ..share.push import recipe_file
+    from ..summary import to_yaml
 
     document = to_json(load_recipe(recipe))
-    click.echo(document if as_json else recipe_file(json.loads(document)), nl=as_json)
+    click.echo(document if as_json else to_yaml(json.loads(document)), nl=as_json)
 
 
 @recipes.command()

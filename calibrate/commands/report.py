@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ import click
 
 from ...runtime import Sidecar, load
 from ..errors import UserError
-from .group import cli, json_option, place_options
+from .group import cli, emit, json_option, place_options
 
 if TYPE_CHECKING:
     from ..report.plots import Picture
@@ -74,6 +73,7 @@ def report(
         ("Evaluations", eval_figures.pictures(documents, side.train_length, times=not analyze)),
         ("The model, read again", analyzed),
     ]
+    pictures = [picture for _, group in groups for picture in group]
     name = path.name if Path(sidecar).expanduser().exists() else sidecar
     page = render(side, name, data, groups, distance, run)
     with replacing(out) as temporary:
@@ -81,16 +81,13 @@ def report(
     written = []
     if figures is not None:
         figures.mkdir(parents=True, exist_ok=True)
-        for picture in (picture for _, pictures in groups for picture in pictures):
-            for kind in ("svg", "png"):
+        for picture in pictures:
+            for kind, data in (("svg", picture.svg), ("png", picture.render("png"))):
                 written.append(figures / f"{picture.name}.{kind}")
                 with replacing(written[-1]) as temporary:
-                    temporary.write_bytes(picture.render(kind))
-    names = [picture.name for _, pictures in groups for picture in pictures]
-    if as_json:
-        click.echo(json.dumps({"report": str(out), "figures": names, "files": [str(file) for file in written]}))
-    else:
-        click.echo(f"wrote {out} ({len(names)} figures)" + (f" and {figures}" if written else ""))
+                    temporary.write_bytes(data)
+    document = {"report": str(out), "figures": [p.name for p in pictures], "files": [str(file) for file in written]}
+    emit(document, as_json, lambda _: f"wrote {out} ({len(pictures)} figures)" + (f" and {figures}" if written else ""))
 
 
 def _analyze(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from ...runtime import load
 from ..console import hush
 from ..errors import UserError
 from ..work.processes import join, leave
-from .group import COUNT, METHODS, SEED, cli, json_option, lengths_callback, model_options, place_options
+from .group import COUNT, METHODS, SEED, cli, emit, json_option, lengths_callback, model_options, place_options
 
 
 @cli.command()
@@ -63,12 +62,13 @@ def run(
     """
     from ..recipe.published import recipe_train_length
     from ..recipe.recipe import load_recipe, recipe_for_model
+    from ..report.inspect import describe, render
     from ..run import calibrate, plan
     from ..stages.job import Options
 
     recipe = load_recipe(recipe_name or recipe_for_model(model))
     out = out or Path(f"{Path(model).name}.longscan.safetensors")
-    if not (out.parent.is_dir()):
+    if not out.parent.is_dir():
         raise UserError(f"no folder {out.parent}; create it or give another --out")
     if not os.access(out.parent, os.W_OK):
         raise UserError(f"folder {out.parent} cannot be written; give another --out")
@@ -96,7 +96,7 @@ def run(
         if processes.rank:
             return
         planned = plan(lm, recipe, options)
-        click.echo(json.dumps(planned.to_json()) if as_json else "\n".join(planned.lines()))
+        emit(planned.to_json(), as_json, lambda _: "\n".join(planned.lines()))
         return
     found = calibrate(lm, recipe, options, processes)
     leave()
@@ -113,10 +113,5 @@ def run(
         "seconds": found.seconds,
         "tokens": found.tokens,
     }
-    if as_json:
-        click.echo(json.dumps(document))
-        return
-    from ..report.inspect import describe, render
-
-    click.echo(render(describe(found.sidecar)))
-    click.echo(f"\nwrote {out} ({found.seconds:.0f} s, {found.tokens:,} tokens; cost {found.cost:.1f})")
+    told = f"wrote {out} ({found.seconds:.0f} s, {found.tokens:,} tokens; cost {found.cost:.1f})"
+    emit(document, as_json, lambda _: f"{render(describe(found.sidecar))}\n\n{told}")

@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,6 +31,9 @@ _PILOT, _FEWEST, _MOST = 16, 16, 256  # windows
 _AIM = 0.01  # relative standard error of the default number of windows
 _TRIALS = 20  # prompts a depth of the recall tasks
 
+# Of one length: the tokens of all windows or prompts, and how they are read: method -> a value of each, (n,) float64.
+Readable = tuple[int, Callable[[str], Tensor]]
+
 
 @dataclass(frozen=True)
 class Request:
@@ -50,13 +53,13 @@ def evaluate(lm: LM, documents: Sequence[Tensor], request: Request) -> dict[str,
 
     Raises UserError where the texts are too short, SidecarError where a method is asked for that the sidecar lacks.
     """
-    rows = _perplexity(lm, documents, request) if request.task == "perplexity" else _recall(lm, documents, request)
+    sets = (_windows if request.task == "perplexity" else _prompts)(lm, documents, request)
     return {
         "model": lm.source.name,
         "task": request.task,
         "protocol": request.protocol if request.task == "perplexity" else request.task,
         "unit": UNITS.get(request.task, "share answered"),
-        "rows": rows,
+        "rows": _rows(lm, request, sets),
         "machine": machine(lm),
     }
 
@@ -97,7 +100,8 @@ def available(lm: LM, lengths: Sequence[int]) -> tuple[str, ...]:
     return tuple(method for method in ("none", "filter", "decimate", "both", "scale", "auto") if works(method))
 
 
-def _perplexity(lm: LM, documents: Sequence[Tensor], request: Request) -> list[dict[str, Any]]:
+def _windows(lm: LM, documents: Sequence[Tensor], request: Request) -> dict[int, Readable]:
+    """By length, the loss of each window."""
     lengths = sorted(request.lengths)
     if lengths[0] < 2:
         raise UserError(f"length {lengths[0]} is too short to score; give --lengths of at least 2")
@@ -115,19 +119,10 @@ def _perplexity(lm: LM, documents: Sequence[Tensor], request: Request) -> list[d
             if not len(sets[length]):
                 raise UserError(f"no document is longer than {length} tokens; give shorter --lengths or longer texts")
 
-    def losses(length: int, method: str) -> Tensor:
-        return tail_losses(lm, sets[length], tail, method, request.batch_tokens)
+    def losses(windows: Tensor) -> Readable:
+        return windows.numel(), lambda method: tail_losses(lm, windows, tail, method, request.batch_tokens)
 
-    rows = []
-    for length, method, plan, loss, plain, seconds in _each(lm, lengths, request.methods, losses):
-        n = len(loss)
-        value = math.exp(float(loss.mean()))
-        # First-order influence of a window on exp(mean loss), and on its difference from the plain model's.
-        influence = value * (loss - loss.mean())
-        if plain is not None and plan != Plan("none", length):
-            influence = influence - math.exp(float(plain.mean())) * (plain - plain.mean())
-        rows.append(_row(length, method, plan, value, influence, n, seconds, sets[length].numel()))
-    return rows
+    return {length: losses(windows) for length, windows in sets.items()}
 
 
 def _enough(lm: LM, pilot: Tensor, tail: int, batch_tokens: int) -> int:
@@ -136,65 +131,61 @@ def _enough(lm: LM, pilot: Tensor, tail: int, batch_tokens: int) -> int:
     return min(_MOST, max(_FEWEST, math.ceil((spread / _AIM) ** 2)))
 
 
-def _recall(lm: LM, documents: Sequence[Tensor], request: Request) -> list[dict[str, Any]]:
-    lengths = sorted(request.lengths)
-    each = request.windows or _TRIALS
-    depths = [depth for _ in range(each) for depth in DEPTHS]
-    sets = {n: _asked(lm, documents, n, depths, request) for n in lengths}
+def _prompts(lm: LM, documents: Sequence[Tensor], request: Request) -> dict[int, Readable]:
+    """By length, the share that is answered of what each prompt asks for."""
+    depths = [depth for _ in range(request.windows or _TRIALS) for depth in DEPTHS]
 
-    def answered(length: int, method: str) -> Tensor:
-        return sets[length][1](method)
+    def answered(length: int) -> Readable:
+        if request.task == "passkey":
+            keys = passkey_trials(lm, documents, length, depths, "evaluate", request.seed)
 
+            def exact(method: str) -> Tensor:
+                return passkey_answered(lm, keys, method, request.batch_tokens)[0].double()
+
+            return keys.prompts.numel(), exact
+        trials = recall_trials(lm, documents, length, depths, request.task, request.seed)
+        return trials.prompts.numel(), lambda method: share_answered(lm, trials, method, request.batch_tokens)
+
+    return {length: answered(length) for length in sorted(request.lengths)}
+
+
+def _rows(lm: LM, request: Request, sets: Mapping[int, Readable]) -> list[dict[str, Any]]:
+    jobs = [(length, method) for length in sets for method in request.methods]
+    plans = {job: resolve(lm, *job) for job in jobs}  # refuse before hours of work, not after
+    done: dict[Plan, tuple[Tensor, float]] = {}  # equal plans are read once
     rows = []
-    for length, method, plan, right, plain, seconds in _each(lm, lengths, request.methods, answered):
-        influence = right - right.mean()
-        if plain is not None and plan != Plan("none", length):
-            influence = influence - (plain - plain.mean())
-        row = _row(length, method, plan, float(right.mean()), influence, len(right), seconds, sets[length][0])
-        by_depth = right.view(each, len(DEPTHS)).mean(0)
-        row["depths"] = {str(depth): round(float(share), 4) for depth, share in zip(DEPTHS, by_depth)}
+    for length, method in progress(jobs, "evaluating", unit="cell"):
+        plan, plain = plans[length, method], Plan("none", length)
+        tokens, read = sets[length]
+        if plan not in done:
+            began = time.monotonic()
+            done[plan] = (read(method), time.monotonic() - began)
+        values, seconds = done[plan]
+        value, influence = _reported(values, request.task)
+        if plain in done and plan != plain:  # the error of the difference from the plain model's
+            influence = influence - _reported(done[plain][0], request.task)[1]
+        n = len(values)
+        error = float(influence.std()) / math.sqrt(n) if n > 1 else None
+        row: dict[str, Any] = {
+            "length": length,
+            "method": method,
+            "resolved_method": plan.method,
+            **({"rotary": plan.rotary.factor} if plan.rotary else {}),
+            "extrapolated": plan.extrapolated,
+            "value": round(value, 6),
+            "stderr": None if error is None else round(error, 6),
+            "windows": n,
+            "seconds": round(seconds, 3),
+            "tokens": tokens,
+        }
+        if request.task != "perplexity":
+            by_depth = values.view(-1, len(DEPTHS)).mean(0)
+            row["depths"] = {str(depth): round(float(share), 4) for depth, share in zip(DEPTHS, by_depth)}
         rows.append(row)
     return rows
 
 
-def _asked(
-    lm: LM, documents: Sequence[Tensor], length: int, depths: Sequence[float], request: Request
-) -> tuple[int, Callable[[str], Tensor]]:
-    """(tokens of a length's prompts, from a method to what of each prompt is answered, (n,) float64)."""
-    if request.task == "passkey":
-        keys = passkey_trials(lm, documents, length, depths, "evaluate", request.seed)
-        return keys.prompts.numel(), lambda method: passkey_answered(lm, keys, method, request.batch_tokens)[0].double()
-    trials = recall_trials(lm, documents, length, depths, request.task, request.seed)
-    return trials.prompts.numel(), lambda method: share_answered(lm, trials, method, request.batch_tokens)
-
-
-def _each(lm: LM, lengths: Sequence[int], methods: Sequence[str], run: Any) -> Any:
-    """(length, method, plan, values, the plain model's values, seconds); equal plans are run once."""
-    jobs = [(length, method) for length in lengths for method in methods]
-    plans = {job: resolve(lm, *job) for job in jobs}  # refuse before hours of work, not after
-    done: dict[Plan, tuple[Tensor, float]] = {}
-    for length, method in progress(jobs, "evaluating", unit="cell"):
-        plan = plans[length, method]
-        if plan not in done:
-            began = time.monotonic()
-            done[plan] = (run(length, method), time.monotonic() - began)
-        plain = done.get(Plan("none", length))
-        yield length, method, plan, done[plan][0], plain[0] if plain else None, done[plan][1]
-
-
-def _row(
-    length: int, method: str, plan: Plan, value: float, influence: Tensor, n: int, seconds: float, tokens: int
-) -> dict[str, Any]:
-    error = float(influence.std()) / math.sqrt(n) if n > 1 else None
-    return {
-        "length": length,
-        "method": method,
-        "resolved_method": plan.method,
-        **({"rotary": plan.rotary.factor} if plan.rotary else {}),
-        "extrapolated": plan.extrapolated,
-        "value": round(value, 6),
-        "stderr": None if error is None else round(error, 6),
-        "windows": n,
-        "seconds": round(seconds, 3),
-        "tokens": tokens,
-    }
+def _reported(values: Tensor, task: Task) -> tuple[float, Tensor]:
+    """What values (n,) come to, and the first-order influence of each on that, (n,): exp of the mean, or the mean."""
+    mean, apart = float(values.mean()), values - values.mean()
+    return (math.exp(mean), math.exp(mean) * apart) if task == "perplexity" else (mean, apart)

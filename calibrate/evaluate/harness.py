@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ...runtime import load
 from ...runtime.checkpoint.tokenizer import eos_ids, plain_ids, start_ids
+from ...runtime.reading.plans import plan_at
 from ...runtime.sidecar.sidecar import find_file
 from ..console import progress
 from ..errors import UserError, first_line
@@ -231,10 +232,7 @@ class LongScanLM(TemplateLM):
             stop = [text for text in options.get("until") or [] if text]
             length = len(self.tok_encode(context))
             self._check(length)
-            if self.lm.sidecar is not None:
-                self.plans[self.lm.sidecar.plan(length, self.method).method] += 1
-            else:
-                self.plans["none"] += 1
+            self.plans[plan_at(self.lm.sidecar, length, self.method, fresh=True).method] += 1
             pieces = self.lm.generate(
                 context,
                 options["max_gen_toks"],

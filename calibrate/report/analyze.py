@@ -81,16 +81,17 @@ def attention_map(
     return AttentionMap(layer, channel, log_decay, L, queries, strength, reach)
 
 
+@dataclass
 class Watch:
     """The observer of one window. Short ones: the sums of delta training saw, decays. Long ones: distances of their
     prefixes and, of the first, running sums of delta and maps of sample channels."""
 
-    def __init__(
-        self, analysis: Analysis, limits: list[float], samples: dict[int, list[int]], *, short: bool, share: int = 1
-    ) -> None:
-        """limits: the largest sum of delta of each layer so far; share: windows to take the mean over."""
-        self.analysis, self.limits, self.samples, self.short, self.share = analysis, limits, samples, short, share
-        self.decays: list[Tensor] = []
+    analysis: Analysis
+    limits: list[float]  # the largest sum of delta of each layer so far
+    samples: dict[int, list[int]]  # layer -> channels
+    short: bool
+    share: int = 1  # windows to take the mean over
+    decays: list[Tensor] = field(default_factory=list)
 
     def observe(self, layer: int, inputs: ScanInputs) -> LayerPlan | None:
         found, w = self.analysis, inputs.weights
@@ -163,14 +164,14 @@ def sample_channels(decays: Sequence[Tensor], count: int) -> dict[int, list[int]
     return found
 
 
-def prefill_times(lm: LM, document: Tensor, lengths: Sequence[int], repeats: int = 3) -> list[tuple[int, str, float]]:
-    """(length, method, seconds): the fastest of `repeats` readings of one prompt, after one to warm up."""
+def prefill_times(lm: LM, document: Tensor, lengths: Sequence[int]) -> list[tuple[int, str, float]]:
+    """(length, method, seconds): the fastest of three readings of one prompt, after one to warm up."""
     fits = [n for n in lengths if n <= len(document)]
     jobs = [(n, method) for n in fits for method in available(lm, fits) if method != "auto"]
     found = []
     for length, method in progress(jobs, "timing prefill", unit="cell"):
         seconds = []
-        for _ in range(repeats + 1):
+        for _ in range(4):
             began = time.perf_counter()
             lm.prefill(document[None, :length], method=method).logits.sum().item()  # waits for the device
             seconds.append(time.perf_counter() - began)

@@ -9,7 +9,7 @@ import torch
 
 from .analyze import FLOOR, Analysis, AttentionMap
 from .eval_figures import prefill_times
-from .plots import COLOURS, Picture, against_length, axes, tokens
+from .plots import COLOURS, Picture, against_layer, against_length, axes, tokens
 
 
 def pictures(analysis: Analysis, machine: str) -> list[Picture]:
@@ -84,8 +84,7 @@ def passed(analysis: Analysis) -> Picture:
             else:
                 panel.bar(layer, position, color=COLOURS["both"])
         panel.axhline(L, color="0.1", lw=1, ls="--")
-        panel.set(xlabel="layer", ylabel="tokens read")
-        panel.set_xticks(range(0, len(values), max(1, math.ceil(len(values) / 12))))
+        against_layer(panel, len(values), "tokens read")
     never = "; triangles: never, over all of it" if None in values else ""
     caption = (
         f"The position, reading {tokens(analysis.read)} tokens, at which a layer's sum of delta over channels and "

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..documents import Evaluation, read_document
 from ..summary import label, ordered
-from .plots import Picture, against_length, axes, colour, heat, tokens
+from .plots import Picture, against_length, axes, curves, heat, tokens
 
 TITLES = {"passkey": "passkeys"}
 
@@ -39,11 +39,7 @@ def prefill_times(
     """rows: (length, method, seconds a prompt)."""
     lengths = sorted({length for length, _, _ in rows})
     with axes() as (figure, [panel]):
-        for index, method in enumerate(ordered([m for _, m, _ in rows])):
-            points = sorted((n, seconds) for n, m, seconds in rows if m == method)
-            style = "o--" if method == "auto" else "o-"
-            x, y = [n for n, _ in points], [s for _, s in points]
-            panel.plot(x, y, style, ms=4, color=colour(method, index), label=label(method))
+        curves(panel, rows)
         against_length(panel, lengths, train_length, "seconds a prompt", log=True)
     return Picture(name, "Prefill time by method and length", caption, figure)
 
@@ -51,11 +47,7 @@ def prefill_times(
 def _perplexity(document: dict[str, Any], train_length: int, number: str) -> Picture:
     rows = document["rows"]
     with axes() as (figure, [panel]):
-        for index, method in enumerate(ordered([row["method"] for row in rows])):
-            mine = sorted((row for row in rows if row["method"] == method), key=lambda row: row["length"])
-            x, y, error = zip(*((row["length"], row["value"], row.get("stderr") or 0) for row in mine))
-            style = "o--" if method == "auto" else "o-"
-            panel.errorbar(x, y, error, fmt=style, ms=4, capsize=2, color=colour(method, index), label=label(method))
+        curves(panel, [(row["length"], row["method"], row["value"], row.get("stderr") or 0) for row in rows])
         lengths, unit = [row["length"] for row in rows], document.get("unit", "perplexity")
         against_length(panel, lengths, train_length, unit, log=True)
     caption = f"calibrate eval, protocol {document.get('protocol')}, {rows[0]['windows']} windows; {_where(document)}."
@@ -69,17 +61,12 @@ def _recall(document: dict[str, Any], train_length: int, number: str) -> Picture
     depths = list(rows[0].get("depths") or {})
     with axes(len(methods), height=0.5 + len(methods) * (0.75 + 0.2 * max(1, len(depths)))) as (figure, panels):
         for panel, method in zip(panels, methods):
-            mine = [cells.get((method, n)) for n in lengths]
+            mine = [cells.get((method, n), {"value": None}) for n in lengths]
+            grid = [[(row.get("depths") or {}).get(depth) for row in mine] for depth in depths]
+            whole = [[row["value"] for row in mine]]
+            heat(panel, grid or whole, [f"{float(depth):.0%}" for depth in depths] or [""], [*map(tokens, lengths)])
             if depths:
-                grid = [
-                    [None if row is None else (row.get("depths") or {}).get(depth) for row in mine] for depth in depths
-                ]
-                heat(panel, grid, [f"{float(depth):.0%}" for depth in depths], [tokens(n) for n in lengths])
                 panel.set_ylabel("depth")
-            else:
-                heat(
-                    panel, [[None if row is None else row["value"] for row in mine]], [""], [tokens(n) for n in lengths]
-                )
             panel.set_title(label(method), loc="left")
         panels[-1].set_xlabel("tokens read")
     task, title = document["task"], TITLES.get(document["task"], document["task"])

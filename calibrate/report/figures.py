@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -16,12 +15,12 @@ from ..summary import (
     haystacks,
     kept_mass,
     label,
-    layer_values,
-    ordered,
+    mean_distances,
+    scores_of,
     taken,
 )
 from ..summary import perplexity as exp
-from .plots import COLOURS, PALETTE, Picture, against_length, axes, colour, heat, tokens
+from .plots import COLOURS, PALETTE, Picture, against_layer, against_length, axes, curves, heat, tokens
 
 SCHEMATIC = 65536  # the papers draw the sequence's length by layer at 64k
 
@@ -31,7 +30,7 @@ def pictures(side: Sidecar, mean_distance: Sequence[float] | None = None) -> lis
 
     mean_distance: one value a layer in tokens, for sidecars that do not record it.
     """
-    distance = layer_values(side, "mean_distance") or mean_distance
+    distance = mean_distances(side) or mean_distance
     found = [
         perplexity(side),
         passkeys(side),
@@ -44,24 +43,12 @@ def pictures(side: Sidecar, mean_distance: Sequence[float] | None = None) -> lis
     return [picture for picture in found if picture is not None]
 
 
-def _scores(side: Sidecar, key: str) -> tuple[list[int], dict[str, dict[int, float]]]:
-    """(lengths, method -> length -> value) of the calibration's held-out scores."""
-    rows = [row for row in Facts.of(side).scores if row.get(key) is not None]
-    found: dict[str, dict[int, float]] = {m: {} for m in ordered([row["method"] for row in rows])}
-    for row in rows:
-        found[row["method"]][row["length"]] = row[key]
-    return sorted({row["length"] for row in rows}), found
-
-
 def perplexity(side: Sidecar) -> Picture | None:
-    lengths, found = _scores(side, "loss")
+    lengths, found = scores_of(side, "loss")
     if not lengths:
         return None
     with axes() as (figure, [panel]):
-        for index, (method, by_length) in enumerate(found.items()):
-            x = sorted(by_length)
-            y = [exp(by_length[n]) for n in x]
-            panel.plot(x, y, "o-", ms=4, color=colour(method, index), label=label(method))
+        curves(panel, [(n, method, exp(loss)) for method, by_length in found.items() for n, loss in by_length.items()])
         chosen = [(n, found[m][n]) for n in lengths if n in found.get(m := taken(side, n), {})]
         panel.plot(
             [n for n, _ in chosen], [exp(v) for _, v in chosen], "o", ms=10, mfc="none", mec=COLOURS["auto"],
@@ -76,7 +63,7 @@ def perplexity(side: Sidecar) -> Picture | None:
 
 
 def passkeys(side: Sidecar) -> Picture | None:
-    lengths, found = _scores(side, "passkeys")
+    lengths, found = scores_of(side, "passkeys")
     if not lengths:
         return None
     with axes(height=0.9 + 0.42 * len(found)) as (figure, [panel]):
@@ -100,8 +87,7 @@ def distances(side: Sidecar, values: Sequence[float]) -> Picture:
     with axes() as (figure, [panel]):
         colours = [COLOURS["decimate"] if i in marked else "#b9c4cf" for i in range(len(values))]
         panel.bar(range(len(values)), values, color=colours)
-        panel.set(xlabel="layer", ylabel="mean distance, tokens")
-        _whole_layers(panel, len(values))
+        against_layer(panel, len(values), "mean distance, tokens")
     where = ", ".join(map(str, marked)) or "none"
     caption = (
         f"How far back a layer looks at the training length ({side.train_length:,} tokens): Mamba Mean Distance. "
@@ -117,13 +103,12 @@ def global_channels(side: Sidecar) -> Picture | None:
         return None
     with axes() as (figure, [panel]):
         panel.bar(range(len(counts)), [100 * n / channels for n in counts], color=COLOURS["filter"])
-        panel.set(xlabel="layer", ylabel="global channels, %")
-        _whole_layers(panel, len(counts))
+        against_layer(panel, len(counts), "global channels, %")
     caption = f"Share of the {channels:,} channels of each layer that the filter thins out at {tokens(longest)}."
     return Picture("global-channels", "Share of global channels by layer", caption, figure)
 
 
-def sample_channels(side: Sidecar, count: int = 6) -> list[tuple[int, int]]:
+def sample_channels(side: Sidecar) -> list[tuple[int, int]]:
     """(layer, channel) of filtered channels: in up to three layers spread over the depth, the median and largest g."""
     longest = calibrated_lengths(side)[-1]
     counts = filtered_channels(side, longest) or []
@@ -133,7 +118,7 @@ def sample_channels(side: Sidecar, count: int = 6) -> list[tuple[int, int]]:
     for layer in picked:
         order = side.thresholds(layer, longest).argsort(descending=True)[: counts[layer]]
         found += [(layer, int(channel)) for channel in dict.fromkeys([int(order[0]), int(order[len(order) // 2])])]
-    return found[:count]
+    return found
 
 
 def threshold_curves(side: Sidecar) -> Picture | None:
@@ -183,22 +168,21 @@ def layer_tokens(side: Sidecar, length: int = SCHEMATIC) -> Picture | None:
     filters, decimates = side.table(band, "thresholds") is not None, bool(side.keep(band))
     possible = {"none": True, "filter": filters, "decimate": decimates, "both": filters and decimates}
     auto = side.plan(length).method
-    curves: dict[tuple[int, ...], list[str]] = {}
+    drawn: dict[tuple[int, ...], list[str]] = {}
     for method in (m for m, there in possible.items() if there):
         curve = tuple(int(n) for n in side.plan(length, method).scan_lengths(n_layer, 1))
-        curves.setdefault(curve, []).append(label(method) + (" (auto)" if method == auto else ""))
+        drawn.setdefault(curve, []).append(label(method) + (" (auto)" if method == auto else ""))
     with axes() as (figure, [panel]):
-        for (curve, names), shade in zip(curves.items(), ("#6b6b6b", "#0072b2", "#8a5fb0", "#d98a00")):
+        for (curve, names), shade in zip(drawn.items(), ("#6b6b6b", "#0072b2", "#8a5fb0", "#d98a00")):
             steps = [*curve, curve[-1]]
             panel.step(range(len(steps)), steps, where="post", color=shade, label=", ".join(names), lw=2)
         panel.set_yscale("log", base=2)
-        values = sorted({n for curve in curves for n in curve} | {side.train_length})
+        values = sorted({n for curve in drawn for n in curve} | {side.train_length})
         apart = [n for i, n in enumerate(values) if i == 0 or n > 1.2 * values[i - 1]]
         panel.set_yticks(apart, [tokens(n) for n in apart])
         panel.minorticks_off()
         panel.axhline(side.train_length, color="0.75", lw=1, ls="--", zorder=0)
-        panel.set(xlabel="layer", ylabel="tokens its scan reads")
-        _whole_layers(panel, n_layer)
+        against_layer(panel, n_layer, "tokens its scan reads")
         panel.legend()
     beyond = length > calibrated_lengths(side)[-1]
     caption = f"Sequence length by layer for a prompt of {tokens(length)}; dashed: the training length." + (
@@ -207,8 +191,3 @@ def layer_tokens(side: Sidecar, length: int = SCHEMATIC) -> Picture | None:
         else ""
     )
     return Picture("tokens", f"Tokens each layer scans at {tokens(length)}", caption, figure)
-
-
-def _whole_layers(panel: Any, count: int) -> None:
-    step = max(1, -(-count // 12))
-    panel.set_xticks(range(0, count, step))

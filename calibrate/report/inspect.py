@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 
 from ...runtime.sidecar.sidecar import Sidecar
 from ..errors import UserError
-from ..summary import Facts, calibrated_lengths, filtered_channels, headline, kept_mass, layer_values
+from ..summary import Facts, calibrated_lengths, filtered_channels, headline, kept_mass, mean_distances
 
 
 def describe(side: Sidecar) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def layer_rows(side: Sidecar, length: int, distance: Sequence[float] | None = No
     global_channels and kept_mass (the factor m of those channels) are None where the sidecar holds no filter; keep is
     None in layers that do not decimate; mean_distance (tokens) is None where the calibration did not record it.
     """
-    counts, distance = filtered_channels(side, length), layer_values(side, "mean_distance") or distance
+    counts, distance = filtered_channels(side, length), mean_distances(side) or distance
     keep, mass = side.keep(side.band(length)), kept_mass(side, length)
     rows = []
     for layer in range(int(side.metadata["n_layer"])):
@@ -66,6 +66,21 @@ def layer_rows(side: Sidecar, length: int, distance: Sequence[float] | None = No
             }
         )
     return rows
+
+
+LAYER_HEAD = ("layer", "global channels", "mean distance", "keeps", "kept mass m")
+
+
+def layer_cells(row: Mapping[str, Any], channels: int, *, absent: str, thousands: Literal["", ","] = "") -> list[str]:
+    """A row of `layer_rows` in words, under LAYER_HEAD. absent: for what there is not; thousands: their separator."""
+    n, distance, keep, mass = row["global_channels"], row["mean_distance"], row["keep"], row["kept_mass"]
+    return [
+        str(row["layer"]),
+        absent if n is None else f"{n:{thousands}} ({n / channels:.0%})",
+        absent if distance is None else f"{distance:.0f}",
+        "all" if keep is None else f"{keep:{thousands}}",
+        "all" if mass is None else f"{mass:.2f}",
+    ]
 
 
 def describe_layer(side: Sidecar, layer: int) -> dict[str, Any]:
@@ -92,7 +107,7 @@ def describe_layer(side: Sidecar, layer: int) -> dict[str, Any]:
         if layer in keep:
             entry["scored_channels"] = int((side.score_weights(layer, band.lengths[0]) > 0).sum())
         bands.append(entry)
-    distance = layer_values(side, "mean_distance")
+    distance = mean_distances(side)
     return {
         "layer": layer,
         "channels": channels,
@@ -127,19 +142,9 @@ def render(found: dict[str, Any]) -> str:
     lines += [
         "",
         f"at {last['length']} tokens:",
-        _row("layer", "global channels", "mean distance", "keeps", "kept mass m"),
+        _row(*LAYER_HEAD),
+        *(_row(*layer_cells(row, found["channels"], absent="-")) for row in last["layers"]),
     ]
-    for row in last["layers"]:
-        n, distance, mass = row["global_channels"], row["mean_distance"], row["kept_mass"]
-        lines.append(
-            _row(
-                row["layer"],
-                "-" if n is None else f"{n} ({n / found['channels']:.0%})",
-                "-" if distance is None else f"{distance:.0f}",
-                "all" if row["keep"] is None else row["keep"],
-                "all" if mass is None else f"{mass:.2f}",
-            )
-        )
     if all(row["mean_distance"] is None for row in last["layers"]):
         lines.append("(this sidecar does not record mean distances; calibrate again to have them)")
     return "\n".join(lines)

@@ -13,8 +13,8 @@ from typing import Any
 from ...runtime.sidecar.sidecar import Sidecar
 from ..documents import Run, read_document
 from ..errors import UserError
-from ..summary import Facts, calibrated_lengths, command, headline, label, layer_values, score_tables
-from .inspect import layer_rows
+from ..summary import Facts, calibrated_lengths, command, headline, label, mean_distances, score_tables, to_yaml
+from .inspect import LAYER_HEAD, layer_cells, layer_rows
 from .plots import Picture, tokens
 
 TIMES = ("eval-prefill-time", "prefill-time")  # figures
@@ -97,7 +97,7 @@ def _section(heading: str, body: str) -> str:
 
 def _figure(picture: Picture) -> str:
     """As an image, not inline: the ids inside one SVG cannot meet those of another."""
-    data = base64.b64encode(picture.render("svg")).decode()
+    data = base64.b64encode(picture.svg).decode()
     alt = html.escape(f"{picture.title}. {picture.caption}")
     return (
         f'<figure id="{picture.name}"><h3>{html.escape(picture.title)}</h3>'
@@ -163,29 +163,16 @@ def _picks(side: Sidecar) -> str:
 
 
 def _layers(side: Sidecar, mean_distance: Sequence[float] | None) -> str:
-    channels = int(side.metadata["channels"])
-    rows = []
-    for row in layer_rows(side, calibrated_lengths(side)[-1], mean_distance):
-        n, distance, mass = row["global_channels"], row["mean_distance"], row["kept_mass"]
-        rows.append(
-            [
-                row["layer"],
-                "" if n is None else f"{n:,} ({n / channels:.0%})",
-                "" if distance is None else f"{distance:.0f}",
-                "all" if row["keep"] is None else f"{row['keep']:,}",
-                "all" if mass is None else f"{mass:.2f}",
-            ]
-        )
+    channels, layers = int(side.metadata["channels"]), layer_rows(side, calibrated_lengths(side)[-1], mean_distance)
+    rows = [layer_cells(row, channels, absent="", thousands=",") for row in layers]
     missing = ""
-    if mean_distance is None and layer_values(side, "mean_distance") is None:
+    if mean_distance is None and mean_distances(side) is None:
         missing = "<p>This sidecar does not record mean distances; calibrate again, or use --analyze.</p>"
-    return _table(["layer", "global channels", "mean distance", "keeps", "kept mass m"], rows) + missing
+    return _table(LAYER_HEAD, rows) + missing
 
 
 def _recipe(side: Sidecar) -> str:
-    import yaml
-
-    recipe = yaml.safe_dump(dict(Facts.of(side).recipe), sort_keys=False, allow_unicode=True)
+    recipe = to_yaml(Facts.of(side).recipe)
     calibration = {k: v for k, v in Facts.of(side).calibration.items() if k != "layers"}
     return (
         f"<pre>{html.escape(command(side))}</pre><p>with this recipe.yaml:</p><pre>{html.escape(recipe)}</pre>"

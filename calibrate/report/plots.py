@@ -6,9 +6,11 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import UserError
+from ..summary import label, ordered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,6 +51,11 @@ class Picture:
     caption: str
     figure: Figure
 
+    @cached_property
+    def svg(self) -> bytes:
+        """For the page and for a file, which are to be alike: what is drawn twice may differ in its last digits."""
+        return self.render("svg")
+
     def render(self, kind: Kind) -> bytes:
         """SVG or PNG, the same bytes for the same figure."""
         import matplotlib
@@ -87,6 +94,19 @@ def tokens(n: float) -> str:
     return str(n)
 
 
+def curves(panel: Axes, rows: Sequence[tuple[Any, ...]]) -> None:
+    """A curve a method, in their order. rows: (length, method, value), or with the value's error behind it."""
+    for index, method in enumerate(ordered([method for _, method, *_ in rows])):
+        mine = sorted((row for row in rows if row[1] == method), key=lambda row: row[0])
+        x, _, y, *errors = zip(*mine)
+        looks: dict[str, Any] = {"ms": 4, "color": colour(method, index), "label": label(method)}
+        line = "o--" if method == "auto" else "o-"
+        if errors:
+            panel.errorbar(x, y, errors[0], fmt=line, capsize=2, **looks)
+        else:
+            panel.plot(x, y, line, **looks)
+
+
 def against_length(
     panel: Axes, lengths: Sequence[int], train_length: int | None, ylabel: str, *, log: bool = False
 ) -> None:
@@ -105,6 +125,12 @@ def against_length(
         panel.axvline(train_length, color="0.75", lw=1, ls="--", zorder=0)
     if panel.get_legend_handles_labels()[0]:
         panel.legend()
+
+
+def against_layer(panel: Axes, count: int, ylabel: str) -> None:
+    """What a panel shows against the layers: a tick at each, at most twelve."""
+    panel.set(xlabel="layer", ylabel=ylabel)
+    panel.set_xticks(range(0, count, max(1, -(-count // 12))))
 
 
 def plain_ticks(axis: Any) -> None:

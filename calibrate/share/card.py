@@ -9,7 +9,7 @@ from typing import Any
 from ...runtime.checkpoint.source import is_hub_id, is_known_anywhere
 from ...runtime.sidecar.sidecar import Sidecar
 from ..errors import UserError, first_line
-from ..summary import Facts, command, headline, score_tables
+from ..summary import Facts, command, headline, score_tables, to_yaml
 
 BEGIN, END = "<!-- longscan:begin (calibrate push rewrites this part) -->", "<!-- longscan:end -->"
 TAGS = ("mamba", "long-context", "decimamba", "longmamba", "calibration")
@@ -139,6 +139,4 @@ def _split(card: str) -> tuple[dict[str, Any], str]:
 
 
 def _join(head: Mapping[str, Any], text: str) -> str:
-    import yaml
-
-    return f"---\n{yaml.safe_dump(dict(head), sort_keys=False, allow_unicode=True)}---\n{text}"
+    return f"---\n{to_yaml(head)}---\n{text}"

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...runtime.checkpoint.source import BUNDLED, SIDECAR_FILE, is_hub_id
 from ...runtime.files import parse_json
@@ -15,6 +15,7 @@ from ...runtime.sidecar.sidecar import Sidecar, find_file
 from ..errors import UserError, first_line
 from ..report.figures import pictures
 from ..report.inspect import describe
+from ..summary import to_yaml
 from .card import merge, model_card
 from .hub import explain, retried, status, unanswered
 
@@ -43,7 +44,7 @@ def gather(sidecar: str, repo_id: str, licence: str | None = None) -> dict[str, 
     return {
         SIDECAR_FILE: path.read_bytes(),
         CONFIG: (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode(),
-        "recipe.yaml": recipe_file(found["recipe"]).encode(),
+        "recipe.yaml": to_yaml(found["recipe"]).encode(),
         **{name: picture.render("png") for name, picture in drawn.items()},
         CARD: model_card(side, repo_id, titles, licence or known_licence(side.metadata["base_model"])).encode(),
     }
@@ -68,13 +69,6 @@ def hub_licence(base_model: str) -> str | None:
         return None  # only a courtesy: a push must not fail for the base model's card
     found = None if card is None else card.to_dict().get("license")
     return found if isinstance(found, str) else None
-
-
-def recipe_file(recipe: Mapping[str, Any]) -> str:
-    """The recipe as YAML that `--recipe` reads back."""
-    import yaml
-
-    return yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
 
 
 def publish(files: Mapping[str, bytes], repo_id: str, *, private: bool = False, revision: str | None = None) -> Pushed:

@@ -57,7 +57,7 @@ class Journal:
             # Always a write: SQLite opens a file that it may only read without a word, and says so at the first score.
             db.execute("DELETE FROM scores WHERE run = ? AND ?", [self._run, not resume])
             if not resume:
-                self._drop_tensors()
+                self.drop_tensors()
             rows = db.execute("SELECT key, value FROM scores WHERE run = ? ORDER BY rowid", [self._run])
             self._known = {key: json.loads(value[_SEAL:]) for key, value in rows if _whole(key, value)}
             others = db.execute("SELECT 1 FROM scores WHERE run != ?", [self._run]).fetchone()
@@ -120,11 +120,8 @@ class Journal:
         if self._folder:
             save_sealed(self._file(self._folder, key), values, {"run": self._run})
 
-    def finish(self) -> None:
-        """The calibration is made: drop this run's tensors, which may be large, and keep the scores."""
-        self._drop_tensors()
-
-    def _drop_tensors(self) -> None:
+    def drop_tensors(self) -> None:
+        """Forget this run's tensors, which may be large; the scores are kept."""
         if self._folder:
             for old in self._folder.glob(f"{self._run[:16]}-*.part.safetensors"):
                 old.unlink()

@@ -144,7 +144,8 @@ def complain(message: str) -> None:
     """One `Error:` line on stderr; of several processes on a machine only the first to fail prints its own."""
     if "TORCHELASTIC_RUN_ID" in os.environ and not _is_first_to_fail(Path(tempfile.gettempdir())):
         return
-    print(f"Error: {message}", file=sys.stderr, flush=True)
+    # With its end in one write: under torchrun, which buffers nothing, another process may write between two.
+    print(f"Error: {message}\n", end="", file=sys.stderr, flush=True)
 
 
 def _is_first_to_fail(folder: Path) -> bool:

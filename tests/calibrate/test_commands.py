@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from longscan.calibrate.commands import cli
 from longscan.runtime import Sidecar, load
+from longscan.runtime.checkpoint.source import BUNDLED
 
 from ..checkpoints import random_tensors, write_state_spaces
 
@@ -33,8 +34,17 @@ def call(*arguments, code=0):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """config.json and pytorch_model.bin as on the Hub, the GPT-NeoX tokenizer beside them."""
+    """config.json and pytorch_model.bin as on the Hub, but over bytes: most of a search is spent on the vocabulary."""
     folder = tmp_path_factory.mktemp("tiny-mamba")
+    write_state_spaces(folder, random_tensors(M=16, n_layer=2, V=256, N=16), pickled=True)
+    shutil.copy(BUNDLED["demo"] / "tokenizer.json", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """All as on the Hub, the GPT-NeoX tokenizer beside it."""
+    folder = tmp_path_factory.mktemp("published")
     write_state_spaces(folder, random_tensors(M=16, n_layer=2, V=50280, N=16), pickled=True, vocab_size=50277)
     tokenizer = gzip.decompress((DATA / "gpt-neox-20b.json.gz").read_bytes())
     (folder / "tokenizer.json").write_bytes(tokenizer)
@@ -71,15 +81,13 @@ def test_run_writes_a_sidecar_and_one_document(calibrated, folder):
     load(folder, out)
 
 
-def test_a_plan_counts_what_the_run_reads_and_writes_nothing(calibrated, tmp_path):
-    arguments, _, document = calibrated
-    out = tmp_path / "planned.st"
-    wanted = (*arguments, "--samples", 4, "--out", out, "--plan", "--json")
-    planned = json.loads(call(*wanted, "--objective", "perplexity").stdout)  # as this model's run turns out
-    assert planned["tokens"] == pytest.approx(document["tokens"], rel=0.3)
-    assert planned["lengths"] == [128, 256] and planned["searched"]["256"] == [4, 0]
-    assert planned["seconds"] > 0 and planned["weights_bytes"] > 4 * 16 * 50280
-    assert "passkeys" in call(*arguments, "--samples", 4, "--out", out, "--plan").stdout
+def test_a_plan_counts_what_the_run_reads_and_writes_nothing(tiny_run, whole_run, tmp_path):
+    wanted = (*tiny_run, "--out", tmp_path / "planned.st", "--plan")
+    planned = json.loads(call(*wanted, "--objective", "perplexity", "--json").stdout)  # as this model's run turns out
+    assert planned["tokens"] == pytest.approx(whole_run.document["tokens"], rel=0.3)
+    assert planned["lengths"] == [128, 256] and planned["searched"]["256"] == [8, 0]
+    assert planned["seconds"] > 0 and planned["weights_bytes"] > 4 * 16 * 256
+    assert "passkeys" in call(*wanted).stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -172,10 +180,10 @@ def test_generate(folder, calibrated, tmp_path):
         ("paper-longmamba", "scale", None),
     ],
 )
-def test_published_settings_do_what_is_asked_or_say_that_they_cannot(folder, text, tmp_path, recipe, method, found):
+def test_published_settings_do_what_is_asked_or_say_that_they_cannot(published, text, tmp_path, recipe, method, found):
     out = tmp_path / "x.safetensors"
-    result = call("run", "--model", folder, "--texts", text, "--train-length", 64, "--lengths", 128, "--recipe", recipe,
-                  "--method", method, "--out", out, code=0 if found else 1)  # fmt: skip
+    result = call("run", "--model", published, "--texts", text, "--train-length", 64, "--lengths", 128, "--recipe",
+                  recipe, "--method", method, "--out", out, code=0 if found else 1)  # fmt: skip
     if found:
         assert [band.method for band in Sidecar.read(out).bands] == [found]
     else:
@@ -183,9 +191,9 @@ def test_published_settings_do_what_is_asked_or_say_that_they_cannot(folder, tex
 
 
 @pytest.mark.parametrize("recipe", ["paper-longmamba", "paper-decimamba"])
-def test_published_recipes(folder, text, tmp_path, recipe):
+def test_published_recipes(published, text, tmp_path, recipe):
     out = tmp_path / "paper.st"
-    call("run", "--model", folder, "--texts", text, "--train-length", 64, "--recipe", recipe, "--out", out)
+    call("run", "--model", published, "--texts", text, "--train-length", 64, "--recipe", recipe, "--out", out)
     side = Sidecar.read(out)
     if recipe == "paper-longmamba":
         assert not side.filter_decode
@@ -247,7 +255,7 @@ def _random_text(path, size):
 )
 def test_errors_are_one_line(folder, text, tmp_path, arguments, message, code):
     (tmp_path / "empty.txt").write_text("")
-    _random_text(tmp_path / "short.txt", 90)
+    _random_text(tmp_path / "short.txt", 20)
     (tmp_path / "bad.yaml").write_text("colour: red\n")
     named = {"EMPTY": tmp_path / "empty.txt", "SHORT": tmp_path / "short.txt", "BAD": tmp_path / "bad.yaml"}
     options = {

@@ -27,15 +27,31 @@ def test_both_jobs_at_the_training_length(model):
     assert min(keys["rows"][0]["depths"].values()) >= 0.99
 
 
-@pytest.mark.parametrize(("model", "length", "method"), [("demo", 1024, "auto"), ("demo-mamba2", 2048, "filter")])
-def test_a_quick_calibration_repairs_what_plain_loses(tmp_path, model, length, method):
-    """Where plain reads less than half of the keys; Mamba-2's search is long, so its filter alone is looked for."""
-    out = tmp_path / "demo.st"
-    given = ("--lengths", length, "--samples", 8, "--method", method)
+FEW = """\
+objective: mixed
+filter:
+  layers: all
+  g_fit: stretched
+  theta: [1.0e-2]
+  theta_quantiles: [0.5]
+  mass: {law: [0.2], factors: [0.25, 0.5, 1.0]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "length", "method", "recipe", "windows"),
+    [("demo", 1024, "auto", "", 64), ("demo-mamba2", 2048, "filter", FEW, 16)],
+)
+def test_a_quick_calibration_repairs_what_plain_loses(tmp_path, model, length, method, recipe, windows):
+    """Where plain reads less than half of the keys; Mamba-2 is read slowly, so one filter of few is looked for."""
+    out, given = tmp_path / "demo.st", ["--lengths", length, "--samples", 8, "--method", method]
+    if recipe:
+        (tmp_path / "few.yaml").write_text(recipe)
+        given += ["--texts", "demo", "--recipe", tmp_path / "few.yaml"]
     document = call("run", "--model", model, *given, "--out", out, "--json")
     assert 0 < document["cost"] < 40
     base = ("eval", "--model", model, "--sidecar", out, "--lengths", length, "--methods", "none,auto", "--json")
     plain, auto = call(*base, "--task", "passkey", "--windows", 4)["rows"]
     assert plain["value"] < 0.5 and auto["value"] >= 0.95
-    plain, auto = call(*base, "--windows", 64)["rows"]
+    plain, auto = call(*base, "--windows", windows)["rows"]
     assert auto["value"] < plain["value"]

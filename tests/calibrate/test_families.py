@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,10 @@ from longscan.calibrate.commands import cli
 from longscan.calibrate.measure.measuring import Measure, log_decay
 from longscan.calibrate.measure.published_fit import clamp_top
 from longscan.runtime import Sidecar, load
+from longscan.runtime.checkpoint.source import BUNDLED
 
 from ..checkpoints import MAMBA2, random_mamba2_tensors, random_tensors, write_falcon, write_state_spaces
 
-DATA = Path(__file__).parents[1] / "data"
 DEMO_TEXT = Path(__file__).parents[2] / "calibrate" / "demo" / "calibration.txt"
 
 
@@ -25,11 +25,11 @@ DEMO_TEXT = Path(__file__).parents[2] / "calibrate" / "demo" / "calibration.txt"
 def folder(request, tmp_path_factory):
     path = tmp_path_factory.mktemp(request.param)
     if request.param == "mamba2":
-        tensors = random_mamba2_tensors(M=16, n_layer=2, V=50280)
-        write_state_spaces(path, tensors, pickled=True, vocab_size=50277, ssm_cfg=MAMBA2)
+        tensors = random_mamba2_tensors(M=16, n_layer=2, V=256)
+        write_state_spaces(path, tensors, pickled=True, ssm_cfg=MAMBA2)
     else:
-        write_falcon(path, random_tensors(M=16, n_layer=2, V=50280, N=16))
-    (path / "tokenizer.json").write_bytes(gzip.decompress((DATA / "gpt-neox-20b.json.gz").read_bytes()))
+        write_falcon(path, random_tensors(M=16, n_layer=2, V=256, N=16))
+    shutil.copy(BUNDLED["demo"] / "tokenizer.json", path)
     (path / "novel.txt").write_text(DEMO_TEXT.read_text()[:60000])
     return path
 
@@ -51,7 +51,7 @@ def test_a_sidecar_is_made_loaded_and_used(folder, recipe, tmp_path):
     channels = 4 if "mamba2" in folder.name else 32
     assert int(side.metadata["channels"]) == channels == plain.weights.channels
     lm = load(folder, out)
-    ids = torch.randint(0, 50000, (1, 256))
+    ids = torch.randint(0, 256, (1, 256))
     assert torch.isfinite(lm.prefill(ids).logits).all()
     if recipe == "paper-longmamba":  # forced without a search, so surely something is filtered
         assert lm.prefill(ids).plan.method == "filter"

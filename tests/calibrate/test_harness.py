@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 import sys
 from functools import partialmethod
 from importlib.metadata import EntryPoint
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from longscan.calibrate.commands import cli
 from longscan.runtime import load
@@ -24,8 +24,6 @@ L = 256  # the demo's
 
 
 def test_without_the_harness_the_command_says_what_to_install(monkeypatch):
-    from click.testing import CliRunner
-
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "longscan.calibrate.evaluate.harness", raising=False)
     result = CliRunner().invoke(cli, ["lm-eval", "ls", "--tasks", "x"])
@@ -77,13 +75,16 @@ def test_batch_size_in_model_args(harness):
         made.apply_chat_template([{"role": "user", "content": "x"}])
 
 
-def test_what_the_harness_cannot_do_is_one_line(harness, tasks, tmp_path, monkeypatch):
-    from click.testing import CliRunner
+@pytest.fixture
+def own_tasks_only(monkeypatch):
+    """The thousands of tasks that ship with the harness take seconds to list. Its command line is not left changed."""
     from lm_eval.tasks import TaskManager
 
-    # The thousands of tasks that ship with it take seconds to list.
     monkeypatch.setattr(TaskManager, "__init__", partialmethod(TaskManager.__init__, include_defaults=False))
+    monkeypatch.setattr(sys, "argv", sys.argv)
 
+
+def test_what_the_harness_cannot_do_is_one_line(harness, tasks, tmp_path, own_tasks_only):
     (tmp_path / "utils.py").write_text("import no_such_extra\nf = no_such_extra.f\n")
     (tmp_path / "extra.yaml").write_text(
         "task: needs_extra\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: "
@@ -254,15 +255,14 @@ def tasks(tmp_path_factory):
     return folder
 
 
-def test_under_the_harness(harness, tasks, sidecar, tmp_path):
+def test_under_the_harness(harness, tasks, sidecar, tmp_path, own_tasks_only):
     """`calibrate lm-eval`, as a user of the released harness runs it."""
     arguments = f"pretrained=demo,sidecar={sidecar},max_length=2048,method=none"
-    command = [sys.executable, "-m", "longscan.calibrate", "lm-eval", "run",
-               "--model", "longscan", "--model_args", arguments, "--device", "auto",
+    command = ["lm-eval", "run", "--model", "longscan", "--model_args", arguments, "--device", "auto",
                "--include_path", str(tasks), "--tasks", "tiny_key,tiny_choice,tiny_rolling",
                "--output_path", str(tmp_path)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 0, done.output[-3000:]
     document = json.loads(next(tmp_path.rglob("results_*.json")).read_text())
     results = document["results"]
     assert results["tiny_key"]["exact_match,none"] == 1.0  # the demo model was trained to answer keys at this length

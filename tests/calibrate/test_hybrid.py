@@ -22,7 +22,7 @@ RECIPE = """\
 samples: 2
 length_factors: [4]
 objective: perplexity
-measure: {windows: 4, batch_tokens: 256}
+measure: {windows: 4, kept: 8, batch_tokens: 256}
 filter: {theta: [1.0e-2], theta_quantiles: [0.5], mass: {law: [0.5]}, layers: all, g_fit: auto}
 scale: {search: true, powers: [0.5], top: [0.2]}
 """

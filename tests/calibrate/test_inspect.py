@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -120,8 +117,7 @@ def test_env():
 
 def test_completion_and_version():
     def run(**env):
-        command = [sys.executable, "-m", "longscan.calibrate"]
-        return subprocess.run(command, env=os.environ | env, capture_output=True, text=True).stdout
+        return CliRunner().invoke(cli, [], env=env, prog_name="calibrate").stdout
 
     assert "calibrate" in run(_CALIBRATE_COMPLETE="bash_source")
     completed = run(_CALIBRATE_COMPLETE="bash_complete", COMP_WORDS="calibrate recipes show paper-l", COMP_CWORD="3")

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -126,22 +127,29 @@ def shell(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-c", start + script], capture_output=True, text=True)
 
 
+STREAMS = [
+    ("calibrate recipes show default | true", 141, ""),
+    ("calibrate recipes list > /dev/full", 1, "Error: standard output: No space left on device; free some space"),
+    ("calibrate --help > /dev/full", 1, "Error: standard output: No space left on device; free some space"),
+    ("calibrate recipes list >&-", 1, "Error: standard output is closed"),
+    ("calibrate recipes show nope 2>&-", 1, ""),
+    ("calibrate run --model demo --samples 0 2> /dev/full", 2, ""),
+    ("calibrate generate --model demo --prompt-file - <&-", 1, "Error: standard input is closed"),
+    (r"calibrate generate --model demo --prompt $'caf\xe9'", 2, r"Error: argument caf\udce9 is not UTF-8 text"),
+]
+
+
+@pytest.fixture(scope="module")
+def shells():
+    """All of them by their script, as many at a time as there are cores: each imports torch."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield {script: pool.submit(shell, script) for script, _, _ in STREAMS}
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-@pytest.mark.parametrize(
-    ("script", "code", "message"),
-    [
-        ("calibrate recipes show default | true", 141, ""),
-        ("calibrate recipes list > /dev/full", 1, "Error: standard output: No space left on device; free some space"),
-        ("calibrate --help > /dev/full", 1, "Error: standard output: No space left on device; free some space"),
-        ("calibrate recipes list >&-", 1, "Error: standard output is closed"),
-        ("calibrate recipes show nope 2>&-", 1, ""),
-        ("calibrate run --model demo --samples 0 2> /dev/full", 2, ""),
-        ("calibrate generate --model demo --prompt-file - <&-", 1, "Error: standard input is closed"),
-        (r"calibrate generate --model demo --prompt $'caf\xe9'", 2, r"Error: argument caf\udce9 is not UTF-8 text"),
-    ],
-)
-def test_streams(script, code, message):
-    done = shell(script)
+@pytest.mark.parametrize(("script", "code", "message"), STREAMS)
+def test_streams(shells, script, code, message):
+    done = shells[script].result()
     assert done.returncode == code and done.stdout == ""
     assert done.stderr.startswith(message) and done.stderr.count("\n") == bool(message), done.stderr
 

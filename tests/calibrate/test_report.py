@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import math
@@ -97,7 +98,8 @@ def test_the_page_holds_everything_itself(report):
         assert text in page, text
     for name in document["figures"]:
         assert (folder / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-        assert (folder / "figures" / f"{name}.svg").read_text().rstrip().endswith("</svg>")
+        drawn = (folder / "figures" / f"{name}.svg").read_bytes()
+        assert drawn.rstrip().endswith(b"</svg>") and base64.b64encode(drawn).decode() in page
 
 
 def test_cost_and_times_come_from_what_was_measured(path, evals, tmp_path):
