@@ -60,7 +60,9 @@ _OTHER = {
     "index": "*i64", "mask": "*i1", "top": "*i32", "shift": "*i32", "counts": "*i32", "mass": "*i64",
     "low": "fp32", "high": "fp32", "epsilon": "fp32",
 }  # fmt: skip
-_INT32 = re.compile(r"^(s[xdzgBCDs]_[btdghw]|L|steps|channels|chunks|chunk_size|heads|shared|groups|M|s[xza])$")
+_INT32 = re.compile(
+    r"^(s[xdzgBCDs]_[btdghw]|L|steps|channels|chunks|chunk_size|heads|shared|groups|M|rank|rest|s[xza])$"
+)
 # Tensors and rows start at multiples of 16 bytes and elements; these, and what a kernel does not specialise, anywhere.
 _ANY = {"ss_d", "ss_w", "heads", "shared", "groups", "low", "high", "epsilon"}
 

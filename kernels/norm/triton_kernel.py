@@ -51,14 +51,14 @@ def gated_rms(
 
 
 @triton.jit
-def inner_rms(x, y, sx, R, N, epsilon, BLOCK: tl.constexpr):
-    """x rows of R + N + N, sx elements apart; y contiguous. Each part over its own root mean square.
-    BLOCK >= R, N, a power of two. Grid: (rows, 3)."""
+def inner_rms(x, y, sx, rank, rest, epsilon, BLOCK: tl.constexpr):
+    """x rows of rank + rest + rest, sx elements apart; y contiguous. Each part over its own root mean square.
+    BLOCK >= rank, rest, a power of two. Grid: (rows, 3)."""
     i, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    first = tl.where(part == 0, 0, R + (part - 1) * N)
-    width = tl.where(part == 0, R, N)
+    first = tl.where(part == 0, 0, rank + (part - 1) * rest)
+    width = tl.where(part == 0, rank, rest)
     o = tl.arange(0, BLOCK)
     m = o < width
     b_x = tl.load(x + i * sx + first + o, mask=m, other=0.0).to(tl.float32)
     b_y = b_x * tl.rsqrt(tl.sum(b_x * b_x, 0) / width + epsilon)
-    tl.store(y + i * (R + 2 * N) + first + o, b_y.to(y.dtype.element_ty), mask=m)
+    tl.store(y + i * (rank + 2 * rest) + first + o, b_y.to(y.dtype.element_ty), mask=m)

@@ -9,6 +9,8 @@ from longscan.kernels.conv import triton as conv
 from longscan.kernels.norm import triton as norm
 from longscan.runtime import load
 
+from ..checkpoints import random_tensors, write_falcon
+
 
 def counting(counts, name, function):
     def counted(*given):
@@ -18,21 +20,28 @@ def counting(counts, name, function):
     return counted
 
 
-@pytest.mark.parametrize("kind", ["demo", "demo-mamba2"])
-def test_each_layer_launches_them_once(kind, monkeypatch, relative_rms):
-    counts = {"add_rms_norm": 0, "rms_norm": 0, "gated_rms_norm": 0, "causal_conv1d_step": 0}
+@pytest.fixture(scope="module")
+def falcon(tmp_path_factory):
+    return write_falcon(tmp_path_factory.mktemp("falcon"), random_tensors(M=32, n_layer=2, V=64, N=16))
+
+
+@pytest.mark.parametrize("kind", ["demo", "demo-mamba2", "falcon"])
+def test_each_layer_launches_them_once(kind, falcon, monkeypatch, relative_rms):
+    names = ("add_rms_norm", "rms_norm", "gated_rms_norm", "inner_rms_norm", "causal_conv1d_step")
+    counts = dict.fromkeys(names, 0)
     for name in counts:
         place = conv if "conv" in name else norm
         monkeypatch.setattr(place, name, counting(counts, name, getattr(place, name)))
     ids = torch.arange(12).view(2, 6)
     found = {}
     for backend in ("reference", "triton"):
-        lm = load(kind, dtype="float32", backend=backend)
-        layers, mamba2 = lm.config.n_layer, kind == "demo-mamba2"
+        lm = load(falcon if kind == "falcon" else kind, dtype="float32", backend=backend)
+        layers = lm.config.n_layer
         read = lm.prefill(ids, chunk=6, logits_to_keep=0)
         prefill, before = read.logits, dict(counts)
         found[backend] = [prefill, *lm.step(ids[:, 0], read.state)[:1], read.state.conv]
-        once = {"add_rms_norm": layers - 1, "rms_norm": 2, "gated_rms_norm": layers if mamba2 else 0}
+        once = {"add_rms_norm": layers - 1, "rms_norm": 2}
+        once |= {"gated_rms_norm": layers * (kind == "demo-mamba2"), "inner_rms_norm": layers * (kind == "falcon")}
         if backend == "triton":
             assert before == {**once, "causal_conv1d_step": 0}
             step = {name: counts[name] - before[name] for name in counts}
