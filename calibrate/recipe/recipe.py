@@ -125,7 +125,7 @@ class Filter(Section):
         description="candidates: a channel is global where its decay over L tokens is above theta",
     )
     theta_quantiles: Several[Share] = Field(
-        (0.5, 0.6, 0.7, 0.8),
+        (0.5, 0.8),
         description="more candidates: quantiles of the measured log decays, so that some channel is always global",
     )
     fit: Literal["mass", "published"] = Field("mass", description="how g(S) is found")

@@ -56,6 +56,18 @@ def as_good(one: Score, other: Score) -> bool:
     return sum(float(d.mean()) for d in parts) >= -error
 
 
+def within(one: Score, other: Score, loss_margin: float) -> bool:
+    """Whether one reads worse than another by no more than a margin, and answers no fewer, each to a standard error."""
+    more, lost = one.losses - other.losses, other.answered - one.answered
+    return _least(more) <= loss_margin and _least(lost) <= 0
+
+
+def _least(difference: Tensor) -> float:
+    """Its mean less a standard error; 0 where there is none."""
+    n = len(difference)
+    return float(difference.mean() - (difference.std() / math.sqrt(n) if n > 1 else 0)) if n else 0.0
+
+
 def _widening(n: int, confidence: float) -> float:
     """sqrt(n / (n - 1)) t / z for n - 1 degrees of freedom; t by the Cornish-Fisher expansion."""
     z, v = NormalDist().inv_cdf((1 + confidence) / 2), n - 1

@@ -14,7 +14,7 @@ from ..measure.measuring import LayerMeasurement
 from ..recipe.recipe import Recipe
 from .candidates import NONE, Candidate, DecimatePick, FilterPick, Fit, ScalePick
 from .channels import global_channels
-from .intervals import as_good, clearly_better
+from .intervals import as_good, clearly_better, within
 from .scoring import Scoring
 
 _STEPS_DOWN = 4  # of sqrt 2, from the best share to one as good
@@ -82,6 +82,16 @@ class Search:
         assert best is not None
         return best
 
+    def _widest(self, picks: Sequence[FilterPick], length: int) -> FilterPick:
+        """Of the best picks that do as well, the one with the smallest theta, which filters the most channels.
+
+        What the windows of one text do not tell apart beyond a margin, other kinds of text do (docs/calibration.md).
+        """
+        ranked = self.scoring.halving([Candidate(pick) for pick in picks], length, survivors=3)
+        best, margin = self.scoring.score(ranked[0], length), self.recipe.policy.loss_margin
+        good = [each.filter for each in ranked if within(self.scoring.score(each, length), best, margin)]
+        return min((pick for pick in good if pick), key=lambda pick: pick.log_theta)
+
     # -- filter ------------------------------------------------------------------------------------------------
 
     def _filters(self) -> dict[int, Candidate]:
@@ -101,7 +111,7 @@ class Search:
         shares = sorted({min(1.0, c) for c in (*mass.law, *(m * self.L / pivot for m in mass.factors or ()))})
         grid = [FilterPick(start, s, c) for s in layer_sets(len(self.layers), recipe) for c in shares]
         pick = self._best(grid, pivot)
-        pick = self._best([pick, *(replace(pick, log_theta=theta) for theta in thetas)], pivot)
+        pick = self._widest([pick, *(replace(pick, log_theta=theta) for theta in thetas)], pivot)
         if recipe.filter.layers == "search":
             pick = self._drop_blocks(pick)
         return self._shares(pick, pivot, pivot)

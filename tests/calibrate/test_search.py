@@ -175,3 +175,25 @@ def test_of_masses_that_the_windows_do_not_tell_apart_the_smallest_is_taken(nois
     for pick in searching.run({"filter"}):
         assert pick.filter is not None and pick.filter.filter is not None
         assert pick.filter.filter.share * pick.length / L == pytest.approx(wanted, rel=0.12)
+
+
+@pytest.mark.parametrize(
+    ("loss", "lost", "wanted"), [(0.004, 0, -4.0), (0.006, 0, -1.0), (0.004, 10, -1.0), (-0.1, 0, -4.0)]
+)
+def test_of_thetas_that_do_as_well_the_smallest_is_taken(loss, lost, wanted):
+    """theta e^-4 reads worse by `loss`, a margin is 0.005, and answers `lost` fewer of 40."""
+
+    class Mixed(Known):
+        def score(self, candidate, length, share=1.0, prefix=None):
+            n, small = self.count(share), candidate.filter is not None and candidate.filter.log_theta == -4.0
+            answered = torch.ones(40, dtype=torch.float64)
+            answered[: lost * small] = 0.0
+            losses = torch.full((n,), 1.0 + loss * small, dtype=torch.float64)
+            return Score(losses, answered[-n:], answered[-n:] > 0)
+
+    layers = [layer(i) for i in range(N_LAYER)]
+    lm = SimpleNamespace(weights=SimpleNamespace(layers=layers), hybrid=False)
+    scoring = Mixed(lm, Tables(layers, L, None), "mixed", torch.zeros(40, 8), {}, 8, 4096, Journal(None, "", False))
+    picks = [FilterPick(theta, tuple(range(N_LAYER)), 0.1) for theta in (-1.0, -4.0)]
+    found = Search(scoring, parse_recipe("", "known"), LENGTHS, 0)._widest(picks, LENGTHS[2])
+    assert found.log_theta == wanted
