@@ -21,7 +21,7 @@ from .reading.forward import step_layers
 from .reading.growth import Growth
 from .reading.observer import Observer
 from .reading.prefill import Output, Reading, in_given_columns, is_open, prefill
-from .reading.prompts import Ids, as_batch, check_ids
+from .reading.prompts import Ids, as_batch, check_counts, check_ids
 from .reading.rows import prefill_by_length
 from .reading.state import State, check_kind, read_state
 from .sidecar.digest import digest
@@ -131,10 +131,7 @@ class LM:
         Raises ValueError on ids, mask, chunk or total_length that make no sense, and SidecarError if the sidecar
         holds no tables for the forced method.
         """
-        if chunk is not None and chunk < 1:
-            raise ValueError(f"chunk is {chunk}; give at least 1 token, or None to have one picked")
-        if logits_to_keep < 0:
-            raise ValueError(f"logits_to_keep is {logits_to_keep}; give 0 (all) or more")
+        check_counts(chunk, logits_to_keep)
         batch, mask = as_batch(ids, attention_mask)
         batch, mask, padding = check_ids(batch.to(self.device), mask, self.weights.embedding.shape[0])
         if state is not None:

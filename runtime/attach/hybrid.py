@@ -18,7 +18,7 @@ from ..errors import CheckpointError
 from ..model import LM
 from ..reading.observer import Observer
 from ..reading.prefill import Output, in_given_columns, is_open
-from ..reading.prompts import Ids, as_batch, check_ids
+from ..reading.prompts import Ids, as_batch, check_counts, check_ids
 from ..reading.state import State, check_kind
 from ..sidecar.plan import Plan
 from .attached import Attached
@@ -160,6 +160,7 @@ class HybridLM(LM):
         """Read a prompt; see LM.prefill. Rows of unequal length are read in one piece; no open-ended reading."""
         if total_length is not None and math.isinf(total_length):
             raise ValueError("a hybrid's cache grows with the text: give a finite total_length, or none")
+        check_counts(chunk, logits_to_keep)
         batch, mask = as_batch(ids, attention_mask)
         batch, mask, padding = check_ids(batch.to(self.device), mask, self.weights.embedding.shape[0])
         if state is not None:

@@ -31,6 +31,14 @@ def as_batch(ids: Ids, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return batch, mask
 
 
+def check_counts(chunk: int | None, logits_to_keep: int) -> None:
+    """Raises ValueError where a prompt cannot be read in such pieces, or such rows of logits not be kept."""
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk is {chunk}; give at least 1 token, or None to have one picked")
+    if logits_to_keep < 0:
+        raise ValueError(f"logits_to_keep is {logits_to_keep}; give 0 (all) or more")
+
+
 def check_ids(ids: Tensor, mask: Tensor | None, vocabulary: int) -> tuple[Tensor, Tensor | None, Padding | None]:
     """Validate ids (B, L) and the padding mask (B, L): left, right or both.
 

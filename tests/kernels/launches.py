@@ -19,6 +19,7 @@ from longscan.kernels import (
     causal_conv1d,
     causal_conv1d_step,
     gated_rms_norm,
+    inner_rms_norm,
     selective_scan,
     selective_step,
     ssd_scan,
@@ -95,6 +96,7 @@ def around(M: int) -> None:
     x, weight = torch.rand(1, M), torch.rand(M)
     add_rms_norm(x, x, weight, 1e-5, backend="triton")
     gated_rms_norm(x, x, weight, 1e-5, backend="triton")
+    inner_rms_norm(torch.rand(1, 3 * M), M, 1e-5, backend="triton")
     causal_conv1d_step(torch.rand(1, M, 1), x, torch.rand(M, 2), weight, backend="triton")
 
 

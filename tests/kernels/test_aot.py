@@ -41,7 +41,7 @@ def test_all_kernels_compile_without_spills(compiled, target):
     rows = compiled[target]
     mamba1, mamba2 = {"scan", "carry", "step"}, {"ssd_states", "ssd_carry", "ssd_pairs", "ssd_outputs", "ssd_token"}
     assert {row["kernel"] for row in rows} == mamba1 | mamba2 | {"conv_silu", "conv_step", "scores", "sketch"} | {
-        "rms", "gated_rms",
+        "rms", "gated_rms", "inner_rms",
     }  # fmt: skip
     for row in rows:
         assert row["spill_bytes"] == 0, row
@@ -67,7 +67,7 @@ def test_arguments_of_one_compile(launched, kind):
     mamba2 = ["ssd_states", "ssd_carry", "ssd_pairs", "ssd_outputs", "ssd_token"]
     assert launched[f"one channel, {kind}"] == launched[f"one of everything, {kind}"] == mamba1
     assert launched[f"one head of one channel, {kind}"] == mamba2
-    assert launched["one feature"] == ["rms", "gated_rms", "conv_step"]
+    assert launched["one feature"] == ["rms", "gated_rms", "inner_rms", "conv_step"]
     assert launched["strides of 1"] == mamba1 and launched["one head"] == mamba2
     assert {"scan", "carry"} <= set(launched["two chunks of one channel"]) and launched["one value"] == ["sketch"]
 

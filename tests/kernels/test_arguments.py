@@ -15,6 +15,7 @@ from longscan.kernels import (
     causal_conv1d,
     causal_conv1d_step,
     gated_rms_norm,
+    inner_rms_norm,
     rms_norm,
     selective_scan,
     selective_step,
@@ -65,6 +66,10 @@ def gated_inputs(B, L, M, seed=0):
     return {"x": a["x"], "z": norm_inputs(B, L, M, seed + 100)["x"], "weight": a["weight"]}
 
 
+def inner_inputs(B, L, R, N, seed=0):
+    return {"x": norm_inputs(B, L, R + 2 * N, seed)["x"]}
+
+
 def score_inputs(B, L, D, seed=0):
     a = scan_inputs(B, L, D, 1, seed)
     return {"delta": a["delta"], "delta_bias": a["delta_bias"], "mask": a["mask"], "weight": a["scale"]}
@@ -83,6 +88,7 @@ def every_function(L=5, seed=0, N=3):
         "rms_norm": (partial(rms_norm, epsilon=1e-5), norm_inputs(2, L, 5, seed)),
         "add_rms_norm": (partial(add_rms_norm, epsilon=1e-5), added_inputs(2, L, 5, seed)),
         "gated_rms_norm": (partial(gated_rms_norm, epsilon=1e-5, groups=2), gated_inputs(2, L, 6, seed)),
+        "inner_rms_norm": (partial(inner_rms_norm, rank=5, epsilon=1e-5), inner_inputs(2, L, 5, N, seed)),
         "token_scores": (token_scores, score_inputs(2, L, 5, seed)),
     }
 
@@ -147,6 +153,7 @@ def _needed(name):
         "rms_norm": ("x", "weight"),
         "add_rms_norm": ("residual", "x", "weight"),
         "gated_rms_norm": ("x", "z", "weight"),
+        "inner_rms_norm": ("x",),
         "token_scores": ("delta",),
     }
     return needed.get(name, ("state", "x", "delta", "A", "B", "C"))
@@ -258,6 +265,7 @@ def test_smallest_and_empty_shapes(sizes, backend):
     cases += [(partial(rms_norm, epsilon=1e-5), norm_inputs(B, L, D))]
     cases += [(partial(add_rms_norm, epsilon=1e-5), added_inputs(B, L, D))]
     cases += [(partial(gated_rms_norm, epsilon=1e-5), gated_inputs(B, L, D))]
+    cases += [(partial(inner_rms_norm, rank=D, epsilon=1e-5), inner_inputs(B, L, D, N))] if D and N else []
     cases += [(ssd_scan, ssd), (ssd_scan, {**ssd, "index": nothing})] if D else []
     if L:
         cases += [(selective_step, of_step(scan))] + ([(ssd_step, of_step(ssd))] if D else [])

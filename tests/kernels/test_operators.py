@@ -11,7 +11,7 @@ from longscan.kernels.operators import SCHEMAS
 from .cases import without
 from .test_arguments import call, every_function
 
-NAMES = [*SCHEMAS, "causal_conv1d_step", "rms_norm", "add_rms_norm", "gated_rms_norm"]
+NAMES = [*SCHEMAS, "causal_conv1d_step", "rms_norm", "add_rms_norm", "gated_rms_norm", "inner_rms_norm"]
 
 
 def inputs(name):

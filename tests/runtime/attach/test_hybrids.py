@@ -154,6 +154,10 @@ def test_what_a_hybrid_cannot_do_is_refused(pair, ids, tmp_path):
         decimating.prefill(ids)
     with pytest.raises(ValueError, match="finite total_length"):
         lm.prefill(ids, total_length=float("inf"))
+    for wrong in ({"chunk": 0}, {"logits_to_keep": -1}):
+        ((name, value),) = wrong.items()
+        with pytest.raises(ValueError, match=f"^{name} is {value}; give"):
+            lm.prefill(ids, **wrong)
     with pytest.raises(ValueError, match="cannot be saved"):
         lm.load_state(tmp_path / "state")
     wrong = {**lm.sidecar.metadata, "model_fingerprint": "0" * 64}
