@@ -125,16 +125,17 @@ def render(found: dict[str, Any]) -> str:
         f"seed {found['calibration'].get('seed')}",
         *([found["headline"]] if found["headline"] else []),
         "",
-        f"{'lengths':<22}{'auto':<10}{'theta':<11}{'mass m(S)':<34}{'decimation'}",
     ]
+    rows = [("lengths", "auto", "theta", "mass m(S)", "decimation")]
     for band in found["bands"]:
         theta = "" if band["log_theta"] is None else f"e^{band['log_theta']:.1f}"
         mass = " ".join(f"{band['mass'][str(n)]:.2f}" for n in band["lengths"] if str(n) in band["mass"])
         keep = " ".join(f"layer {layer}: {n}" for layer, n in band["decimation"].items())
         if keep:
             keep += f" (score: {band['score']} channels)"
-        lengths = ",".join(map(str, band["lengths"]))
-        lines.append(f"{lengths:<22}{band['method']:<10}{theta:<11}{mass:<34}{keep}".rstrip())
+        rows.append((",".join(map(str, band["lengths"])), band["method"], theta, mass, keep))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     if found["rotary"]:
         factors = ", ".join(f"{factor:g} at {length}" for length, factor in found["rotary"].items())
         lines.append(f"factor on rotary positions (auto): {factors}")

@@ -57,6 +57,14 @@ def test_layers_at_a_glance(lm, side, path, tmp_path):
     assert lines[-2].split() == ["1", "24", "(50%)", "2", "30", "2.00"]
 
 
+def test_many_lengths_stay_apart_from_their_method(side, tmp_path):
+    policy = json.loads(side.metadata["policy"])
+    policy["bands"][0]["lengths"] = [64 * 2**k for k in range(8)]
+    Sidecar(side.tensors, {**side.metadata, "policy": json.dumps(policy)}).write(tmp_path / "many.st")
+    lines = call("inspect", tmp_path / "many.st").stdout.splitlines()
+    assert any(line.split()[:2] == ["64,128,256,512,1024,2048,4096,8192", "both"] for line in lines)
+
+
 def test_one_layer(side, path):
     found = json.loads(call("inspect", path, "--layer", 1, "--json").stdout)
     [band] = found["bands"]
