@@ -44,7 +44,7 @@ filter:
 )
 def test_a_quick_calibration_repairs_what_plain_loses(tmp_path, model, length, method, recipe, windows):
     """Where plain reads less than half of the keys; Mamba-2 is read slowly, so one filter of few is looked for."""
-    out, given = tmp_path / "demo.st", ["--lengths", length, "--samples", 8, "--method", method]
+    out, given = tmp_path / "demo.st", ["--lengths", length, "--samples", 20, "--method", method]
     if recipe:
         (tmp_path / "few.yaml").write_text(recipe)
         given += ["--texts", "demo", "--recipe", tmp_path / "few.yaml"]
