@@ -89,8 +89,9 @@ class Search:
         """
         ranked = self.scoring.halving([Candidate(pick) for pick in picks], length, survivors=3)
         best, margin = self.scoring.score(ranked[0], length), self.recipe.policy.loss_margin
-        good = [each.filter for each in ranked if within(self.scoring.score(each, length), best, margin)]
-        return min((pick for pick in good if pick), key=lambda pick: pick.log_theta)
+        good = [each for each in ranked[1:] if within(self.scoring.score(each, length), best, margin)]
+        filters = [each.filter for each in (ranked[0], *good) if each.filter]  # the first even if it is no number
+        return min(filters, key=lambda pick: pick.log_theta)
 
     # -- filter ------------------------------------------------------------------------------------------------
 

@@ -178,7 +178,8 @@ def test_of_masses_that_the_windows_do_not_tell_apart_the_smallest_is_taken(nois
 
 
 @pytest.mark.parametrize(
-    ("loss", "lost", "wanted"), [(0.004, 0, -4.0), (0.006, 0, -1.0), (0.004, 10, -1.0), (-0.1, 0, -4.0)]
+    ("loss", "lost", "wanted"),
+    [(0.004, 0, -4.0), (0.006, 0, -1.0), (0.004, 10, -1.0), (-0.1, 0, -4.0), (math.nan, 0, -1.0)],
 )
 def test_of_thetas_that_do_as_well_the_smallest_is_taken(loss, lost, wanted):
     """theta e^-4 reads worse by `loss`, a margin is 0.005, and answers `lost` fewer of 40."""
