@@ -44,7 +44,10 @@ def value_interval(
 
 
 def clearly_better(one: Score, other: Score, confidence: float, draws: int, seed: int) -> bool:
-    """Whether a candidate's value exceeds another's, on the same windows and trials, beyond the interval."""
+    """Whether a candidate's value exceeds another's, on the same windows and trials, beyond the interval; any number
+    exceeds none."""
+    if not math.isfinite(other.value):
+        return math.isfinite(one.value)
     parts = [(-1.0, one.losses - other.losses), (1.0, one.answered - other.answered)]
     return value_interval(parts, confidence, draws, seed)[0] > 0
 

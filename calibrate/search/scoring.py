@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
@@ -54,7 +54,7 @@ class Score:
 class Scoring:
     """Held-out data and the model.
 
-    windows: (n, longest) int64, of which a length S reads the last S tokens; for perplexity alone
+    windows: (n, S) int64 by length S; for perplexity alone
     trials: those windows with a key to find, by length; for the other objectives. A mixed one takes the loss from them
     as well.
     """
@@ -62,8 +62,8 @@ class Scoring:
     lm: LM
     tables: Tables
     objective: Objective
-    windows: Tensor | None
-    trials: dict[int, PasskeyTrials]
+    windows: Mapping[int, Tensor]
+    trials: Mapping[int, PasskeyTrials]
     tail: int
     batch_tokens: int
     journal: Journal
@@ -73,7 +73,7 @@ class Scoring:
     token_layers: float = 0.0  # cost so far: tokens x layers processed
     _seen: dict[tuple[Candidate, int], Score] = field(default_factory=dict)
 
-    def on(self, windows: Tensor | None, trials: dict[int, PasskeyTrials], purpose: str) -> Scoring:
+    def on(self, windows: Mapping[int, Tensor], trials: Mapping[int, PasskeyTrials], purpose: str) -> Scoring:
         """The same comparison on other data; nothing is seen yet."""
         return replace(self, windows=windows, trials=trials, purpose=purpose, token_layers=0.0, _seen={})
 
@@ -83,14 +83,14 @@ class Scoring:
 
     def score(self, candidate: Candidate, length: int, share: float = 1.0, shared: SharedLayers | None = None) -> Score:
         """Score on the first `share` of the windows and trials; what was scored before is not run again."""
-        seen, count = self._seen.get((candidate, length), _EMPTY), self.count(share)
+        seen, count = self._seen.get((candidate, length), _EMPTY), self.count(length, share)
         if count > len(seen):
             seen = self._seen[candidate, length] = self._more(candidate, length, seen, count, shared)
         return seen.first(count)
 
-    def count(self, share: float) -> int:
-        """How many windows a share of them is."""
-        whole = len(next(iter(self.trials.values())).keys) if self.windows is None else len(self.windows)
+    def count(self, length: int, share: float = 1.0) -> int:
+        """How many windows a share of those at a length is."""
+        whole = len(self.trials[length].keys if self.trials else self.windows[length])
         return max(1, round(whole * share))
 
     def _more(self, candidate: Candidate, length: int, seen: Score, stop: int, shared: SharedLayers | None) -> Score:
@@ -120,8 +120,8 @@ class Scoring:
         """Run windows start ... stop - 1, for the journal."""
         lm, read = self._model(candidate, length), shared.read if shared else read_whole
         how = ("auto", self.batch_tokens)
-        if self.windows is not None:
-            windows = self.windows[start:stop, -length:]
+        if not self.trials:
+            windows = self.windows[length][start:stop]
             losses = tail_losses(lm, windows, self.tail, *how, processes=self.processes, read=read)
             return {"losses": losses.tolist(), "right": [], "probability": []}
         trials, tail = self.trials[length].part(start, stop), self.tail if self.objective == "mixed" else 0
@@ -139,7 +139,7 @@ class Scoring:
         stop = min(candidate.untouched() for candidate in left)
         shared = SharedLayers(stop) if stop and len(left) > 1 and not self.lm.hybrid else None
         if shared:
-            self.token_layers += stop * self.count(1.0) * length
+            self.token_layers += stop * self.count(length) * length
         for share in (0.25, 0.5):
             left = self._rank(left, length, share, shared)[: max(survivors, -(-len(left) // 3))]
         return self._rank(left, length, 1.0, shared)[:survivors]

@@ -1,9 +1,9 @@
-"""Which filter, which decimation: found at a pivot length first, then refined at every length from its neighbour's."""
+"""Which filter, which decimation: found at a pivot length, and held at others unless another is clearly better."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from .intervals import as_good, clearly_better, within
 from .scoring import Scoring
 
 _STEPS_DOWN = 4  # of sqrt 2, from the best share to one as good
+_FINE = (0.84, 1.0, 1.19)  # 2^(1/4) either way
 _BLOCKS = 8  # layers are taken together in at most this many blocks
 
 
@@ -56,25 +57,30 @@ def layer_sets(n_layer: int, recipe: Recipe) -> list[tuple[int, ...]]:
     return [everything, everything[max(1, n_layer // _BLOCKS) :]]
 
 
+def pivot_of(lengths: Sequence[int]) -> int:
+    """The length, of ascending ones, at which the search begins."""
+    return lengths[len(lengths) // 2]
+
+
 class Search:
     """Drives a Scoring. The order of the search is fixed, so equal inputs give equal picks."""
 
     def __init__(self, scoring: Scoring, recipe: Recipe, lengths: Sequence[int], seed: int) -> None:
         self.scoring, self.recipe, self.lengths, self.seed = scoring, recipe, sorted(lengths), seed
         self.layers, self.L = scoring.tables.layers, scoring.tables.train_length
-        self.pivot = self.lengths[len(self.lengths) // 2]
+        self.pivot = pivot_of(self.lengths)
         self.fits: list[dict[str, Any]] = []  # the two fits of g compared, an entry a length
 
     def run(self, methods: set[str]) -> list[LengthPicks]:
         """Picks for every length. methods: those of filter, decimate, both, scale that may be used."""
         filters = self._filters() if methods & {"filter", "both"} else {}
         decimations = self._decimations() if methods & {"decimate", "both"} else {}
+        both = self._both(filters, decimations) if "both" in methods else {}
         found = []
-        for length in progress(self.lengths, "combining", unit="length"):
-            f, d = filters.get(length), decimations.get(length, [])
-            both = self._both(f, d, length) if f and d and "both" in methods else None
+        for length in self.lengths:
+            decimated = decimations[length][0] if decimations else None
             scale = self._scale(length) if "scale" in methods else None
-            found.append(LengthPicks(length, f, d[0] if d else None, both, scale))
+            found.append(LengthPicks(length, filters.get(length), decimated, both.get(length), scale))
         return found
 
     def _best(self, picks: Sequence[FilterPick], length: int) -> FilterPick:
@@ -100,7 +106,7 @@ class Search:
         order = [n for n in self.lengths if n > self.pivot] + [n for n in reversed(self.lengths) if n < self.pivot]
         for length in progress(order, "filter by length", unit="length"):
             near = min(stretched, key=lambda n: abs(n - length))
-            stretched[length] = self._theta(self._shares(stretched[near], length, near), length)
+            stretched[length] = self._theta(self._mass(stretched[near], length, near), length)
         return {n: Candidate(self._fitted(pick, n)) for n, pick in stretched.items()}
 
     def _pivot_filter(self) -> FilterPick:
@@ -115,7 +121,9 @@ class Search:
         pick = self._widest([pick, *(replace(pick, log_theta=theta) for theta in thetas)], pivot)
         if recipe.filter.layers == "search":
             pick = self._drop_blocks(pick)
-        return self._shares(pick, pivot, pivot)
+        for steps in ([2 ** (k / 2) for k in range(-2, 3)], _FINE):
+            pick = self._best(self._around(pick, pivot, steps), pivot)
+        return self._least(pick)
 
     def _blocks(self) -> list[range]:
         n_layer = len(self.layers)
@@ -131,30 +139,36 @@ class Search:
                 return pick
             pick = best
 
-    def _shares(self, pick: FilterPick, length: int, near: int) -> FilterPick:
-        """The kept share, from that of a length near by, in steps of sqrt 2 and then of 2^(1/4).
+    def _mass(self, pick: FilterPick, length: int, near: int) -> FilterPick:
+        """The mass of a length near by, m(S) = m(near), unless another is better beyond doubt.
 
-        Two laws span what is tried: the same share as there, and the same mass, m(S) = m(near); sqrt 2 beyond either.
-        Towards L, where m is 1, all masses up to that one.
+        Trials tell few masses apart, and what each length alone finds best is mostly their luck. Two laws span what is
+        tried: the same mass as there, and the same share; sqrt 2 beyond either. Towards L, where m is 1, all masses up
+        to that one.
         """
-        least = self.L / length / 64  # of a mass
-        low, high = sorted((0.0, 2 * math.log2(near / length)))  # half octaves
+        held = replace(pick, share=min(1.0, round(pick.share * near / length, 6)))
+        low, high = sorted((0.0, 2 * math.log2(length / near)))  # half octaves from that share
         if length < near:
-            high = max(high, 2 * math.log2(self.L / length / pick.share))
-        around = [2 ** (k / 2) for k in range(min(-2, round(low) - 1), max(2, round(high) + 1) + 1)]
-        for steps in (around, (0.84, 1.0, 1.19)):
-            tried = [min(1.0, max(least, pick.share * step)) for step in steps]
-            pick = self._best([replace(pick, share=round(s, 6)) for s in tried], length)
-        return self._least(pick, length, least)
+            high = max(0.0, 2 * math.log2(self.L / length / held.share))
+        steps = [2 ** (k / 2) for k in range(min(-2, round(low) - 1), max(2, round(high) + 1) + 1)]
+        best = self._best([held, *self._around(held, length, steps)], length)
+        if not self._clearly(Candidate(best), Candidate(held), length, len(steps)):
+            return held
+        return self._best(self._around(best, length, _FINE), length)
 
-    def _least(self, best: FilterPick, length: int, least: float) -> FilterPick:
+    def _around(self, pick: FilterPick, length: int, steps: Sequence[float]) -> list[FilterPick]:
+        """The share times each step, of at least a 64th of the training length's mass."""
+        tried = [min(1.0, max(self.L / length / 64, pick.share * step)) for step in steps]
+        return [replace(pick, share=round(s, 6)) for s in tried]
+
+    def _least(self, best: FilterPick) -> FilterPick:
         """The smallest share that is as good as the best one within a standard error: trials tell few masses apart,
         and on text that was not calibrated on the smaller one keeps more room."""
         pick = best
         for _ in range(_STEPS_DOWN):
-            smaller = replace(best, share=round(max(least, pick.share / 2**0.5), 6))
-            score, held = (self.scoring.score(Candidate(one), length) for one in (smaller, best))
-            if self.scoring.reads_worse(Candidate(smaller), length) or not as_good(score, held):
+            smaller = self._around(pick, self.pivot, [2**-0.5])[0]
+            score, held = (self.scoring.score(Candidate(one), self.pivot) for one in (smaller, best))
+            if self.scoring.reads_worse(Candidate(smaller), self.pivot) or not as_good(score, held):
                 break
             pick = smaller
         return pick
@@ -187,10 +201,13 @@ class Search:
         return {key: round(value, 6) for key, value in found.items()}
 
     def _clearly(self, one: Candidate, other: Candidate, length: int, tried: int) -> bool:
-        """Better beyond an interval corrected for the candidates tried at each length, of which `one` is the best."""
+        """Better beyond an interval corrected for the candidates tried at each length, of which `one` is the best; or
+        alone in reading no worse than the plain model."""
         policy = self.recipe.policy
-        if one == other:
+        if one == other or self.scoring.reads_worse(one, length):
             return False
+        if self.scoring.reads_worse(other, length):
+            return True
         scores = self.scoring.score(one, length), self.scoring.score(other, length)
         return clearly_better(*scores, policy.corrected(tried * len(self.lengths)), policy.bootstrap, self.seed)
 
@@ -232,11 +249,21 @@ class Search:
 
     # -- both, scale -------------------------------------------------------------------------------------------
 
-    def _both(self, filtered: Candidate, decimated: Sequence[Candidate], length: int) -> Candidate:
-        assert filtered.filter is not None
-        shares = [min(1.0, round(filtered.filter.share * step, 6)) for step in (0.71, 1.0, 1.41)]
-        grid = [Candidate(replace(filtered.filter, share=s), d.decimate) for d in decimated for s in shares]
-        return self.scoring.halving(grid, length)[0]
+    def _both(
+        self, filters: Mapping[int, Candidate], decimations: Mapping[int, Sequence[Candidate]]
+    ) -> dict[int, Candidate]:
+        """The filter and one of the few best decimations, by length; whether beside them it keeps more or less is found
+        at the pivot."""
+        found, steps = {}, [0.71, 1.0, 1.41]
+        for length in progress(sorted(self.lengths, key=lambda n: n != self.pivot), "combining", unit="length"):
+            pick = filters[length].filter
+            assert pick is not None
+            beside = [replace(pick, share=min(1.0, round(pick.share * step, 6))) for step in steps]
+            grid = [Candidate(each, d.decimate) for d in decimations[length] for each in beside]
+            best = found[length] = self.scoring.halving(grid, length)[0]
+            if length == self.pivot and best.filter:
+                steps = [best.filter.share / pick.share]
+        return found
 
     def _scale(self, length: int) -> Candidate:
         recipe = self.recipe.scale

@@ -53,7 +53,7 @@ def decide(job: Job, found: Found) -> Decided:
         chosen.append(best)
         scores += rows + more
         token_layers += judge.token_layers
-        distinct += (found.scoring.count(1.0) + judge.count(1.0)) * pick.length
+        distinct += (found.scoring.count(pick.length) + judge.count(pick.length)) * pick.length
     made = bands(tables, found.picks, chosen)  # may sweep, which counts
     token_layers += found.scoring.token_layers + measured.sweeper.token_layers
     spent = token_layers / len(tables.layers) + windows.numel()
@@ -64,5 +64,5 @@ def decide(job: Job, found: Found) -> Decided:
 def _judge(job: Job, found: Found, scoring: Scoring, length: int) -> Scoring:
     """The same comparison on windows that the search has not seen, and on more of them."""
     tokens, seed = found.measured.tokens, job.options.seed + 1
-    windows = tokens.judged[: job.judging(length)]
-    return scoring.on(*compared(job, tokens, windows, scoring.objective, [length], seed), "judge")
+    windows = {length: tokens.judged[: job.judging(length)]}
+    return scoring.on(*compared(job, tokens, windows, scoring.objective, seed), "judge")

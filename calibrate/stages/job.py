@@ -10,8 +10,10 @@ from ..errors import UserError
 from ..measure.measuring import tokens_a_batch
 from ..recipe.recipe import Recipe
 from ..search.scoring import Objective
+from ..search.search import pivot_of
 from ..work.processes import Processes
 
+_FEW = 15  # windows, that are not halved
 _JUDGED = 4  # times as many windows decide at a short length as are searched on, at most
 
 
@@ -74,6 +76,12 @@ class Job:
     def searches(self) -> bool:
         """Whether there is anything to choose: the papers' own settings are taken as they stand."""
         return self.options.method != "none" and self.recipe.filter.fit != "published" and self.recipe.decimate.search
+
+    def searching(self, length: int) -> int:
+        """Windows that candidates are compared on at a length: half of them beyond the pivot, where they cost most and
+        its filter is held unless another is better beyond doubt."""
+        samples = self.options.samples
+        return max(samples // 2, min(samples, _FEW)) if length > pivot_of(self.lengths) else samples
 
     def judging(self, length: int) -> int:
         """Windows that decide at a length: more of short ones, which cost little and gain less."""

@@ -105,7 +105,7 @@ def plan(job: Job, tokens: Tokens) -> Plan:
         train_length=job.L,
         lengths=job.lengths,
         measured=len(tokens.windows),
-        searched={n: _counts(len(tokens.searched), objective) for n in job.lengths},
+        searched={n: _counts(min(len(tokens.searched), job.searching(n)), objective) for n in job.lengths},
         decided={n: _counts(count, objective) for n, count in windows.items()},
         tokens=decided.tokens,
         cost=round(decided.cost, 2),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,10 +37,10 @@ def search(job: Job, measured: Measured, journal: Journal) -> Found:
     objective, answered = settle_objective(
         job.lm, tokens.held_out[0], job.L, options.objective, options.seed, job.batch_tokens, journal, job.processes
     )
-    windows, trials = compared(job, tokens, tokens.searched, objective, job.lengths, options.seed)
+    windows = {n: tokens.searched[: job.searching(n)] for n in job.lengths}
     scoring = Scoring(
-        job.lm, measured.tables, objective, windows, trials, tokens.tail, job.batch_tokens, journal, job.processes,
-        texts=len(tokens.held_out),
+        job.lm, measured.tables, objective, *compared(job, tokens, windows, objective, options.seed), tokens.tail,
+        job.batch_tokens, journal, job.processes, texts=len(tokens.held_out),
     )  # fmt: skip
     plain_scores(scoring, job.lengths)
     searching = Search(scoring, job.recipe, job.lengths, options.seed)
@@ -54,10 +54,11 @@ def search(job: Job, measured: Measured, journal: Journal) -> Found:
 
 
 def compared(
-    job: Job, tokens: Tokens, windows: Tensor, objective: Objective, lengths: Sequence[int], seed: int
-) -> tuple[Tensor | None, dict[int, PasskeyTrials]]:
-    """What candidates are compared on: the windows as they are, or at each length with a key in them."""
+    job: Job, tokens: Tokens, windows: Mapping[int, Tensor], objective: Objective, seed: int
+) -> tuple[dict[int, Tensor], dict[int, PasskeyTrials]]:
+    """What candidates are compared on at each length: the last tokens of the windows given for it, as they are or with
+    a key in them."""
     if objective == "perplexity":
-        return windows, {}
+        return {n: each[:, -n:] for n, each in windows.items()}, {}
     salt, texts = Salt(**job.recipe.recall.model_dump()), len(tokens.held_out)
-    return None, {n: asked_windows(job.lm, windows, n, tokens.tail, texts, seed, salt) for n in lengths}
+    return {}, {n: asked_windows(job.lm, each, n, tokens.tail, texts, seed, salt) for n, each in windows.items()}

@@ -35,7 +35,7 @@ class Known(Scoring):
     """Scores by a function of the candidate, the same on every window."""
 
     def score(self, candidate, length, share=1.0, prefix=None):
-        windows = self.count(share)
+        windows = self.count(length, share)
         self.asked.append((candidate, length, windows))
         losses = torch.full((windows,), self.loss(candidate, length), dtype=torch.float64)
         return Score(losses, torch.empty(0), torch.empty(0, dtype=torch.bool))
@@ -45,7 +45,7 @@ def search(loss, recipe: str) -> Search:
     layers = [layer(i) for i in range(N_LAYER)]
     lm = SimpleNamespace(weights=SimpleNamespace(layers=layers), hybrid=False)
     tables = Tables(layers, L, lambda *_: pytest.fail("no sweep was asked for"))
-    windows = torch.zeros(8, LENGTHS[-1], dtype=torch.int64)
+    windows = {n: torch.zeros(8, 1, dtype=torch.int64) for n in LENGTHS}
     scoring = Known(lm, tables, "perplexity", windows, {}, 8, 4096, Journal(None, "", False))
     scoring.loss, scoring.asked = loss, []
     return Search(scoring, parse_recipe(recipe, "known"), LENGTHS, 0)
@@ -134,7 +134,7 @@ def test_no_recall_makes_up_for_reading_worse_than_the_plain_model():
 
     layers = tuple(range(N_LAYER))
     lm = SimpleNamespace(weights=SimpleNamespace(layers=layers), hybrid=False)
-    scoring = Mixed(lm, None, "mixed", torch.zeros(4, 8), {}, 8, 4096, Journal(None, "", False))
+    scoring = Mixed(lm, None, "mixed", {512: torch.zeros(4, 8)}, {}, 8, 4096, Journal(None, "", False))
     found = scoring.halving([Candidate(FilterPick(-3.0, layers, share)) for share in kinds], 512)
     assert found[0].filter is not None and found[0].filter.share == 0.5
 
@@ -177,6 +177,38 @@ def test_of_masses_that_the_windows_do_not_tell_apart_the_smallest_is_taken(nois
         assert pick.filter.filter.share * pick.length / L == pytest.approx(wanted, rel=0.12)
 
 
+def test_a_mass_is_held_where_the_windows_do_not_tell_it_from_others():
+    """Every mass reads as well as any other, but for the luck of each length's windows."""
+
+    class Lucky(Known):
+        def score(self, candidate, length, share=1.0, prefix=None):
+            n, shares = self.count(length, share), candidate.filter.share if candidate.filter else 0
+            g = torch.Generator().manual_seed(round(shares * 1e6) + length)
+            none = torch.empty(0)
+            return Score(1.0 + 0.1 * torch.randn(8, generator=g, dtype=torch.float64)[:n], none, none.bool())
+
+    searching = search(lambda *_: 0.0, "filter: {g_fit: stretched, layers: all}")
+    searching.scoring.__class__ = Lucky
+    picks = [pick.filter.filter for pick in searching.run({"filter"})]
+    masses = [pick.share * n / L for pick, n in zip(picks, LENGTHS)]
+    assert masses == pytest.approx([masses[2]] * len(masses), rel=1e-3)
+
+
+def test_what_both_keep_is_found_at_the_pivot_and_asked_once_elsewhere():
+    def loss(candidate: Candidate, length: int) -> float:
+        pick = candidate.filter
+        kept = 0.0 if pick is None else abs(math.log(pick.share * length / L / (0.5 if candidate.decimate else 0.25)))
+        return 5.0 + kept - (pick is not None) - (candidate.decimate is not None)
+
+    searching = search(loss, "{filter: {g_fit: stretched, layers: all}, decimate: {n_layers: [1]}}")
+    pivot = LENGTHS[2]
+    for pick in searching.run({"filter", "decimate", "both"}):
+        alone, both = pick.filter.filter.share, pick.both.filter.share
+        assert both / alone == pytest.approx(1.41, rel=1e-2)
+        asked = {c.filter.share for c, n, _ in searching.scoring.asked if c.method == "both" and n == pick.length}
+        assert len(asked) == (3 if pick.length == pivot else 1)
+
+
 @pytest.mark.parametrize(
     ("loss", "lost", "wanted"),
     [(0.004, 0, -4.0), (0.006, 0, -1.0), (0.004, 10, -1.0), (-0.1, 0, -4.0), (math.nan, 0, -1.0)],
@@ -186,7 +218,7 @@ def test_of_thetas_that_do_as_well_the_smallest_is_taken(loss, lost, wanted):
 
     class Mixed(Known):
         def score(self, candidate, length, share=1.0, prefix=None):
-            n, small = self.count(share), candidate.filter is not None and candidate.filter.log_theta == -4.0
+            n, small = self.count(length, share), candidate.filter is not None and candidate.filter.log_theta == -4.0
             answered = torch.ones(40, dtype=torch.float64)
             answered[: lost * small] = 0.0
             losses = torch.full((n,), 1.0 + loss * small, dtype=torch.float64)
@@ -194,7 +226,9 @@ def test_of_thetas_that_do_as_well_the_smallest_is_taken(loss, lost, wanted):
 
     layers = [layer(i) for i in range(N_LAYER)]
     lm = SimpleNamespace(weights=SimpleNamespace(layers=layers), hybrid=False)
-    scoring = Mixed(lm, Tables(layers, L, None), "mixed", torch.zeros(40, 8), {}, 8, 4096, Journal(None, "", False))
+    scoring = Mixed(
+        lm, Tables(layers, L, None), "mixed", {LENGTHS[2]: torch.zeros(40, 8)}, {}, 8, 4096, Journal(None, "", False)
+    )
     picks = [FilterPick(theta, tuple(range(N_LAYER)), 0.1) for theta in (-1.0, -4.0)]
     found = Search(scoring, parse_recipe("", "known"), LENGTHS, 0)._widest(picks, LENGTHS[2])
     assert found.log_theta == wanted
