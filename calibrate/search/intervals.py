@@ -52,13 +52,6 @@ def clearly_better(one: Score, other: Score, confidence: float, draws: int, seed
     return value_interval(parts, confidence, draws, seed)[0] > 0
 
 
-def as_good(one: Score, other: Score) -> bool:
-    """Whether a value falls short of another's, on the same windows and trials, by a standard error at most."""
-    parts = [d for d in (other.losses - one.losses, one.answered - other.answered) if len(d)]
-    error = math.sqrt(sum(float(d.var()) / len(d) for d in parts if len(d) > 1))
-    return sum(float(d.mean()) for d in parts) >= -error
-
-
 def within(one: Score, other: Score, loss_margin: float) -> bool:
     """Whether one reads worse than another by no more than a margin, and answers no fewer, each to a standard error."""
     more, lost = one.losses - other.losses, other.answered - one.answered

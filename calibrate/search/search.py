@@ -1,4 +1,4 @@
-"""Which filter, which decimation: found at a pivot length, and held at others unless another is clearly better."""
+"""Which filter, which decimation: found at a pivot length first, then at every other from its neighbour's."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from ..measure.measuring import LayerMeasurement
 from ..recipe.recipe import Recipe
 from .candidates import NONE, Candidate, DecimatePick, FilterPick, Fit, ScalePick
 from .channels import global_channels
-from .intervals import as_good, clearly_better, within
+from .intervals import clearly_better, within
 from .scoring import Scoring
 
-_STEPS_DOWN = 4  # of sqrt 2, from the best share to one as good
-_FINE = (0.84, 1.0, 1.19)  # 2^(1/4) either way
+_OCTAVES = 2  # of a mass are looked at either way
 _BLOCKS = 8  # layers are taken together in at most this many blocks
 
 
@@ -106,7 +105,8 @@ class Search:
         order = [n for n in self.lengths if n > self.pivot] + [n for n in reversed(self.lengths) if n < self.pivot]
         for length in progress(order, "filter by length", unit="length"):
             near = min(stretched, key=lambda n: abs(n - length))
-            stretched[length] = self._theta(self._mass(stretched[near], length, near), length)
+            held = self._around(stretched[near], length, near / length)  # the same mass: m(S) = m(near)
+            stretched[length] = self._theta(self._mass(held, length), length)
         return {n: Candidate(self._fitted(pick, n)) for n, pick in stretched.items()}
 
     def _pivot_filter(self) -> FilterPick:
@@ -121,9 +121,7 @@ class Search:
         pick = self._widest([pick, *(replace(pick, log_theta=theta) for theta in thetas)], pivot)
         if recipe.filter.layers == "search":
             pick = self._drop_blocks(pick)
-        for steps in ([2 ** (k / 2) for k in range(-2, 3)], _FINE):
-            pick = self._best(self._around(pick, pivot, steps), pivot)
-        return self._least(pick)
+        return self._mass(pick, pivot)
 
     def _blocks(self) -> list[range]:
         n_layer = len(self.layers)
@@ -139,39 +137,35 @@ class Search:
                 return pick
             pick = best
 
-    def _mass(self, pick: FilterPick, length: int, near: int) -> FilterPick:
-        """The mass of a length near by, m(S) = m(near), unless another is better beyond doubt.
+    def _mass(self, start: FilterPick, length: int) -> FilterPick:
+        """The share at the top of a curve through octaves of it around `start`.
 
-        Trials tell few masses apart, and what each length alone finds best is mostly their luck. Two laws span what is
-        tried: the same mass as there, and the same share; sqrt 2 beyond either. Towards L, where m is 1, all masses up
-        to that one.
+        Trials tell few masses apart, so that the best of them is their luck: each octave counts with its neighbours, by
+        1/4, 1/2, 1/4, and the top is that of a parabola through three such values. Where it is at an end, the search
+        goes on beyond. What reads worse than the plain model is left for the best one that does not.
         """
-        held = replace(pick, share=min(1.0, round(pick.share * near / length, 6)))
-        low, high = sorted((0.0, 2 * math.log2(length / near)))  # half octaves from that share
-        if length < near:
-            high = max(0.0, 2 * math.log2(self.L / length / held.share))
-        steps = [2 ** (k / 2) for k in range(min(-2, round(low) - 1), max(2, round(high) + 1) + 1)]
-        best = self._best([held, *self._around(held, length, steps)], length)
-        if not self._clearly(Candidate(best), Candidate(held), length, len(steps)):
-            return held
-        return self._best(self._around(best, length, _FINE), length)
-
-    def _around(self, pick: FilterPick, length: int, steps: Sequence[float]) -> list[FilterPick]:
-        """The share times each step, of at least a 64th of the training length's mass."""
-        tried = [min(1.0, max(self.L / length / 64, pick.share * step)) for step in steps]
-        return [replace(pick, share=round(s, 6)) for s in tried]
-
-    def _least(self, best: FilterPick) -> FilterPick:
-        """The smallest share that is as good as the best one within a standard error: trials tell few masses apart,
-        and on text that was not calibrated on the smaller one keeps more room."""
-        pick = best
-        for _ in range(_STEPS_DOWN):
-            smaller = self._around(pick, self.pivot, [2**-0.5])[0]
-            score, held = (self.scoring.score(Candidate(one), self.pivot) for one in (smaller, best))
-            if self.scoring.reads_worse(Candidate(smaller), self.pivot) or not as_good(score, held):
+        picks = {k: self._around(start, length, 2.0**k) for k in range(-_OCTAVES, _OCTAVES + 1)}
+        while True:
+            value = {k: self.scoring.score(Candidate(pick), length).value for k, pick in picks.items()}
+            smooth = {k: (value.get(k - 1, v) + 2 * v + value.get(k + 1, v)) / 4 for k, v in value.items()}
+            best = max(sorted(picks, key=abs), key=smooth.__getitem__)  # of equals the nearest
+            further = best + (1 if best > 0 else -1)
+            pick = self._around(start, length, 2.0**further)
+            if further in picks or pick == picks[best]:
                 break
-            pick = smaller
-        return pick
+            picks[further] = pick
+        pick = picks[best]
+        if best - 1 in picks and best + 1 in picks:
+            below, above = (smooth[best] - smooth[best + k] for k in (-1, 1))
+            if math.isfinite(below + above) and below + above > 0:
+                pick = self._around(pick, length, 2.0 ** ((below - above) / (below + above) / 2))
+        if not self.scoring.reads_worse(Candidate(pick), length):
+            return pick
+        return self._best([pick, *picks.values()], length)
+
+    def _around(self, pick: FilterPick, length: int, step: float) -> FilterPick:
+        """The share times a step, of at least a 64th of the training length's mass."""
+        return replace(pick, share=round(min(1.0, max(self.L / length / 64, pick.share * step)), 6))
 
     def _theta(self, pick: FilterPick, length: int) -> FilterPick:
         """Another theta at this length, if it is better beyond doubt: a new theta starts a new band."""
@@ -201,13 +195,10 @@ class Search:
         return {key: round(value, 6) for key, value in found.items()}
 
     def _clearly(self, one: Candidate, other: Candidate, length: int, tried: int) -> bool:
-        """Better beyond an interval corrected for the candidates tried at each length, of which `one` is the best; or
-        alone in reading no worse than the plain model."""
+        """Better beyond an interval corrected for the candidates tried at each length, of which `one` is the best."""
         policy = self.recipe.policy
-        if one == other or self.scoring.reads_worse(one, length):
+        if one == other:
             return False
-        if self.scoring.reads_worse(other, length):
-            return True
         scores = self.scoring.score(one, length), self.scoring.score(other, length)
         return clearly_better(*scores, policy.corrected(tried * len(self.lengths)), policy.bootstrap, self.seed)
 
