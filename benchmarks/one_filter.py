@@ -2,15 +2,17 @@
 
     python benchmarks/one_filter.py NAME=PATH[:GLOB] ... [--log-theta -4.6,-3,-1.6] [--mass 0.2] [--lengths 512,4096]
 
-"novel" is the part of the bundled text that a calibration chooses on, half of its passkeys among other numbers; the
-others as travel.py takes them. Asked in calibration's wordings, of keys that no evaluation asks for: these are texts
-to develop on. Prints one Markdown table: loss beside the plain model's in nats, its standard error, passkeys answered.
+"novel" is the part of the bundled text that a calibration chooses on, half of its passkeys among other numbers; with
+--apart none of them are, and all in a column "salted". The others are as travel.py takes them. Asked in calibration's
+wordings, of keys that no evaluation asks for: these are texts to develop on. Prints one Markdown table: loss beside the
+plain model's in nats, its standard error, passkeys answered.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import replace
 
 import torch
 from travel import BATCH, TAIL, documents
@@ -48,13 +50,17 @@ def main() -> None:
     parser.add_argument("--mass", default="0.2")
     parser.add_argument("--windows", type=int, default=40)
     parser.add_argument("--passkeys", type=int, default=8, help="a depth, of which there are five")
+    parser.add_argument("--apart", action="store_true", help="the novel's passkeys with and without other numbers")
     args = parser.parse_args()
     lm = load(args.model)
     L, every = lm.config.train_length or args.lengths[0], tuple(range(len(lm.weights.layers)))
     own, held = split_documents(read_texts("demo", role="run"), HELD_OUT)
     layers = measure(lm, token_windows(encode(lm, own), L, MEASURED, tail=L, seed=0), BATCH)
     tables = Tables(layers, L, lambda *_: torch.empty(0))  # a stretched fit sweeps nothing
-    kinds = {"novel": (held, Salt(**Recall().model_dump()))}
+    salt = Salt(**Recall().model_dump())
+    kinds = {"novel": (held, PLAIN_HAYSTACK if args.apart else salt)}
+    if args.apart:
+        kinds["salted"] = held, replace(salt, share=1.0)
     for given in args.texts:
         name, _, source = given.partition("=")
         kinds[name] = documents(source, args.lengths[-1]), PLAIN_HAYSTACK
