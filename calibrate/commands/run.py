@@ -30,7 +30,7 @@ from .group import COUNT, METHODS, SEED, cli, emit, json_option, lengths_callbac
 @click.option("--lengths", callback=lengths_callback, help="Target lengths, such as 4k,8k,16k [default: the recipe's].")
 @click.option("--train-length", type=click.IntRange(1), help="Training length [default: the recipe's or model's].")
 @click.option("--objective", type=click.Choice(("perplexity", "passkey", "mixed")), help="[default: the recipe's]")
-@click.option("--samples", type=COUNT, help="Windows per length [default: the recipe's].")
+@click.option("--samples", type=COUNT, help="Windows a length, half of them at the longest [default: the recipe's].")
 @place_options
 @click.option("--seed", type=SEED, help="Of every draw [default: the recipe's, mostly 0].")
 @click.option("--workdir", type=click.Path(path_type=Path, file_okay=False), help="Its journal [default: OUT.work].")

@@ -229,7 +229,10 @@ class Recipe(Section):
         (2.0, 4.0, 8.0, 16.0, 32.0), description="lengths to calibrate as multiples of L"
     )
     samples: StrictInt = Field(
-        30, ge=1, le=100000, description="held-out windows a length, each asked for a passkey unless perplexity decides"
+        30,
+        ge=1,
+        le=100000,
+        description="held-out windows a length, half of them beyond the middle one, each asked for a passkey unless perplexity decides",
     )
     held_out: Share = Field(0.25, description="share of the texts that candidates are compared on")
     seed: StrictInt = Field(0, ge=0, lt=2**32, description="of every draw")
