@@ -232,7 +232,8 @@ class Recipe(Section):
         30,
         ge=1,
         le=100000,
-        description="held-out windows a length, half of them beyond the middle one, each asked for a passkey unless perplexity decides",
+        description="held-out windows a length, half beyond the middle one; each is asked for a passkey unless "
+        "perplexity decides",
     )
     held_out: Share = Field(0.25, description="share of the texts that candidates are compared on")
     seed: StrictInt = Field(0, ge=0, lt=2**32, description="of every draw")
