@@ -18,6 +18,7 @@ from .intervals import clearly_better, within
 from .scoring import Scoring
 
 _OCTAVES = 2  # of a mass are looked at either way
+_MOST = 0.75  # of the mass is kept by what is called a filter: with all of it nothing is filtered
 _BLOCKS = 8  # layers are taken together in at most this many blocks
 
 
@@ -159,9 +160,10 @@ class Search:
             below, above = (smooth[best] - smooth[best + k] for k in (-1, 1))
             if math.isfinite(below + above) and below + above > 0:
                 pick = self._around(pick, length, 2.0 ** ((below - above) / (below + above) / 2))
+        pick = replace(pick, share=min(pick.share, _MOST))
         if not self.scoring.reads_worse(Candidate(pick), length):
             return pick
-        return self._best([pick, *picks.values()], length)
+        return self._best([pick, *(each for each in picks.values() if each.share <= _MOST)], length)
 
     def _around(self, pick: FilterPick, length: int, step: float) -> FilterPick:
         """The share times a step, of at least a 64th of the training length's mass."""

@@ -16,6 +16,6 @@ def test_the_table_is_that_of_the_rungs_kept():
     assert [rung["rung"] for rung in rungs if rung["rung"] == "mamba-0.2m"]
     assert scale.tables(rungs) == (SCALE / "table.md").read_text()
     rung = json.loads((SCALE / "mamba-0.2m.json").read_text())
-    assert scale.picks(rung, 64) == ("filter", "0.68", "e^-4.6", "all", "stretched")
+    assert scale.picks(rung, 64) == ("filter", "0.46", "e^-3.0", "all", "stretched")
     rung["bands"][0]["method"] = "decimate"
     assert scale.picks(rung, 64) == ("decimate", "", "", "", "")
