@@ -76,8 +76,15 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _register(function: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
-    """The operator of a function with these arguments."""
+    """The operator of a function with these arguments.
+
+    There is one, however often it is asked for: with a checkout on the path transformers imports its folder `kernels`
+    once more, for Hugging Face's library of that name, and a second operator would pull the first from under its users.
+    """
     name = function.__name__
+    registered = getattr(getattr(torch.ops, _NAMESPACE), name, None)
+    if registered is not None:
+        return registered.default
 
     def run(*args: Any) -> Any:
         given = dict(zip(names, args, strict=True))

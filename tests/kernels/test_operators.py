@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
+import longscan.kernels
 from longscan.kernels import linear, rms_norm
 from longscan.kernels.operators import SCHEMAS
 
@@ -65,3 +70,22 @@ def test_a_product_and_a_norm_are_the_compilers_own():
 
     x, w = torch.randn(1, 8), torch.randn(8, 8)
     torch.testing.assert_close(torch.compile(both, backend="aot_eager", fullgraph=True)(x, w), both(x, w))
+
+
+def test_imported_once_more_under_another_name_the_operators_stay():
+    """transformers does, where a checkout is on the path: it looks for a library called kernels."""
+    code = """if True:
+        import sys, torch, longscan.kernels as ours
+        before = torch.ops.longscan.token_scores.default
+        sys.path.insert(0, sys.argv[1])
+        import kernels as again
+        assert again.__name__ == "kernels" and again.token_scores is not ours.token_scores
+        assert torch.ops.longscan.token_scores.default is before
+        delta = torch.randn(1, 6, 4)
+        for module in (ours, again):
+            compiled = torch.compile(module.token_scores, backend="aot_eager", fullgraph=True)
+            torch.testing.assert_close(compiled(delta), ours.token_scores(delta))
+    """
+    root = str(Path(longscan.kernels.__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code, root], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
