@@ -81,7 +81,13 @@ def without(inputs: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
 
 
 def load_benchmark(name: str) -> ModuleType:
-    """A module of benchmarks/, whose scripts import each other by their bare names."""
+    """A module of benchmarks/, whose scripts import each other by their bare names.
+
+    Under `python -m pytest` transformers may have imported the folder `kernels` by the name of one.
+    """
+    taken = sys.modules.get(name)
+    if taken is not None and Path(str(taken.__file__)).parent != BENCHMARKS:
+        del sys.modules[name]
     sys.path.insert(0, str(BENCHMARKS))
     try:
         return importlib.import_module(name)
