@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=40)
     parser.add_argument("--passkeys", type=int, default=8, help="a depth, of which there are five")
     parser.add_argument("--apart", action="store_true", help="the novel's passkeys with and without other numbers")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     lm = load(args.model)
     L, every = lm.config.train_length or args.lengths[0], tuple(range(len(lm.weights.layers)))
     own, held = split_documents(read_texts("demo", role="run"), HELD_OUT)

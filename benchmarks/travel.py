@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=parse_lengths, default=[512, 4096, 16384])
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--passkeys", type=int, default=4)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     lm = load(args.model, None if args.sidecar == "plain" else args.sidecar)
     home = read_texts("demo", role="eval")
     kinds = [("home", home, PLAIN_HAYSTACK), ("home, salted", home, Salt(numbers=8))]
