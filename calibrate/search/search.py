@@ -180,7 +180,7 @@ class Search:
         if self.recipe.filter.g_fit == "stretched" or self.scoring.lm.hybrid:
             return pick
         fit: Fit = "sequential"
-        shares = sorted({min(1.0, round(pick.share * step, 6)) for step in (0.71, 1.0, 1.41)})
+        shares = sorted({min(_MOST, round(pick.share * step, 6)) for step in (0.71, 1.0, 1.41)})
         best = self._best([replace(pick, share=share, fit=fit) for share in shares], length)
         self.fits.append({"length": length} | {each.fit: self._summary(each, length) for each in (pick, best)})
         always = self.recipe.filter.g_fit == "sequential"
@@ -251,7 +251,7 @@ class Search:
         for length in progress(sorted(self.lengths, key=lambda n: n != self.pivot), "combining", unit="length"):
             pick = filters[length].filter
             assert pick is not None
-            beside = [replace(pick, share=min(1.0, round(pick.share * step, 6))) for step in steps]
+            beside = [replace(pick, share=min(_MOST, round(pick.share * step, 6))) for step in steps]
             grid = [Candidate(each, d.decimate) for d in decimations[length] for each in beside]
             best = found[length] = self.scoring.halving(grid, length)[0]
             if length == self.pivot and best.filter:

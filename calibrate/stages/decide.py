@@ -64,5 +64,5 @@ def decide(job: Job, found: Found) -> Decided:
 def _judge(job: Job, found: Found, scoring: Scoring, length: int) -> Scoring:
     """The same comparison on windows that the search has not seen, and on more of them."""
     tokens, seed = found.measured.tokens, job.options.seed + 1
-    windows = {length: tokens.judged[: job.judging(length)]}
+    windows = {length: tokens.first(tokens.judged, job.judging(length))}
     return scoring.on(*compared(job, tokens, windows, scoring.objective, seed), "judge")

@@ -79,7 +79,7 @@ class Job:
 
     def searching(self, length: int) -> int:
         """Windows that candidates are compared on at a length: half of them beyond the pivot, where they cost most and
-        its filter is held unless another is better beyond doubt."""
+        only what was best there is compared."""
         samples = self.options.samples
         return max(samples // 2, min(samples, _FEW)) if length > pivot_of(self.lengths) else samples
 

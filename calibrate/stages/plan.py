@@ -99,13 +99,13 @@ def plan(job: Job, tokens: Tokens) -> Plan:
     found = search(job, replace(few, tokens=tokens), known)
     decided = decide(job, found)
     objective = found.scoring.objective if found.scoring else "perplexity"
-    windows = {n: min(len(tokens.judged), job.judging(n)) for n in job.lengths}
+    windows = {n: len(tokens.first(tokens.judged, job.judging(n))) for n in job.lengths}
     speed = _tokens_a_second(job, tokens)
     return Plan(
         train_length=job.L,
         lengths=job.lengths,
         measured=len(tokens.windows),
-        searched={n: _counts(min(len(tokens.searched), job.searching(n)), objective) for n in job.lengths},
+        searched={n: _counts(len(tokens.first(tokens.searched, job.searching(n))), objective) for n in job.lengths},
         decided={n: _counts(count, objective) for n, count in windows.items()},
         tokens=decided.tokens,
         cost=round(decided.cost, 2),

@@ -37,7 +37,7 @@ def search(job: Job, measured: Measured, journal: Journal) -> Found:
     objective, answered = settle_objective(
         job.lm, tokens.held_out[0], job.L, options.objective, options.seed, job.batch_tokens, journal, job.processes
     )
-    windows = {n: tokens.searched[: job.searching(n)] for n in job.lengths}
+    windows = {n: tokens.first(tokens.searched, job.searching(n)) for n in job.lengths}
     scoring = Scoring(
         job.lm, measured.tables, objective, *compared(job, tokens, windows, objective, options.seed), tokens.tail,
         job.batch_tokens, journal, job.processes, texts=len(tokens.held_out),

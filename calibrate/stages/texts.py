@@ -41,6 +41,11 @@ class Tokens:
     tail: int
     record: dict[str, Any]
 
+    def first(self, windows: Tensor, count: int) -> Tensor:
+        """So many of `searched` or `judged`, up to a whole turn: as many of every text."""
+        texts = len(self.held_out)
+        return windows[: math.ceil(count / texts) * texts]
+
 
 def read(job: Job) -> Tokens:
     """Raises UserError where the texts are too few or too short, or not the model's.

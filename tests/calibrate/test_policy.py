@@ -12,6 +12,7 @@ from longscan.calibrate.errors import UserError
 from longscan.calibrate.recipe.recipe import Policy
 from longscan.calibrate.search.candidates import Candidate, DecimatePick, FilterPick
 from longscan.calibrate.search.choice import choose
+from longscan.calibrate.search.intervals import clearly_better
 from longscan.calibrate.search.recall import settle_objective
 from longscan.calibrate.search.scoring import Score
 from longscan.calibrate.search.search import LengthPicks
@@ -153,3 +154,9 @@ def test_recall_decides_only_for_a_model_that_has_it_at_its_own_length(monkeypat
 
 def raising(*_):
     raise UserError("a passkey prompt needs at least 100 tokens, asked for 16")
+
+
+def test_any_number_is_clearly_better_than_none():
+    number, none = score(9.0), score(math.nan)
+    assert clearly_better(number, none, 0.95, 100, 0)
+    assert not clearly_better(none, number, 0.95, 100, 0) and not clearly_better(none, none, 0.95, 100, 0)
