@@ -13,7 +13,7 @@ from ..search.scoring import Objective
 from ..search.search import pivot_of
 from ..work.processes import Processes
 
-_FEW = 15  # windows, that are not halved
+_FEW = 15  # windows are not halved
 _JUDGED = 4  # times as many windows decide at a short length as are searched on, at most
 
 
