@@ -23,7 +23,7 @@ from longscan.calibrate.recipe.recipe import Recall
 from longscan.calibrate.search.candidates import FilterPick
 from longscan.calibrate.search.tables import Tables, band_entry
 from longscan.calibrate.search.tasks import passkey_answered, tail_losses
-from longscan.calibrate.sidecars import assemble
+from longscan.calibrate.sidecars import sidecar_from_bands
 from longscan.calibrate.texts.passkey import PLAIN_HAYSTACK, Salt
 from longscan.calibrate.texts.prompts import DEPTHS, PasskeyTrials, passkey_trials
 from longscan.calibrate.texts.sources import read_texts, split_documents
@@ -38,7 +38,7 @@ def filtered(lm: LM, tables: Tables, pick: FilterPick, length: int) -> LM:
     """The model with this filter at this length."""
     band = band_entry("filter", {length: pick}, None, [length], tables.train_length)
     tensors = tables.band([length], {length: pick}, None, None, only=True)
-    return lm.with_sidecar(assemble(lm, tables.train_length, [(band, tensors)]))
+    return lm.with_sidecar(sidecar_from_bands(lm, tables.train_length, [(band, tensors)]))
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ def producer_version() -> str:
         return "0"
 
 
-def assemble(
+def sidecar_from_bands(
     lm: LM,
     train_length: int,
     bands: Sequence[tuple[Band, Mapping[str, Tensor]]],

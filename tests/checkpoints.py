@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from longscan.calibrate.sidecars import assemble
+from longscan.calibrate.sidecars import sidecar_from_bands
 from longscan.runtime import LM, Sidecar
 from longscan.runtime.sidecar.sidecar import Band
 
@@ -132,4 +132,4 @@ def make_sidecar(
     band = Band(
         lengths=(4 * train_length,), method="both", theta=1e-3, log_theta=-6.9, mass={str(4 * train_length): 2.0}
     )
-    return assemble(lm, train_length, [(band, tensors)], filter_decode=filter_decode)
+    return sidecar_from_bands(lm, train_length, [(band, tensors)], filter_decode=filter_decode)

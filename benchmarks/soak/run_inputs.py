@@ -23,7 +23,7 @@ def sidecar(folder: Path, lm: LM) -> Target:
     from longscan.calibrate.report.inspect import describe, describe_layer, render, render_layer
     from longscan.calibrate.report.page import render as page
     from longscan.calibrate.share.card import model_card
-    from longscan.calibrate.sidecars import assemble
+    from longscan.calibrate.sidecars import sidecar_from_bands
 
     side, path = checkpoints.make_sidecar(lm), folder / "x.longscan.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,7 +33,7 @@ def sidecar(folder: Path, lm: LM) -> Target:
             "device": "cpu", "dtype": "float32", "objective": "mixed"}  # fmt: skip
     scores = [{"length": 64, "method": m, "loss": loss, "passkeys": 0.5} for m, loss in (("none", 1.5), ("both", 1.25))]
     recipe = {"name": "x", "recall": {"numbers": 5, "distractors": 1, "share": 0.5}}
-    assemble(lm, 16, [band], recipe=recipe, calibration=made, scores=scores).write(path)
+    sidecar_from_bands(lm, 16, [band], recipe=recipe, calibration=made, scores=scores).write(path)
 
     def read(data: bytes) -> None:
         path.write_bytes(data)

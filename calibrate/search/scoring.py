@@ -13,7 +13,7 @@ from torch import Tensor
 from ...runtime.model import LM
 from ...runtime.sidecar.sidecar import canonical
 from ..console import progress, say
-from ..sidecars import assemble
+from ..sidecars import sidecar_from_bands
 from ..texts.prompts import PasskeyTrials
 from ..work.journal import Journal
 from ..work.processes import ALONE, Processes
@@ -170,7 +170,9 @@ class Scoring:
         L = self.tables.train_length
         band = band_entry(candidate.method, filters, candidate.decimate, [length], L)
         tensors = self.tables.band([length], filters, candidate.decimate, candidate.scale, only=True)
-        return self.lm.with_sidecar(assemble(self.lm, L, [(band, tensors)], rotary={length: candidate.rotary}))
+        return self.lm.with_sidecar(
+            sidecar_from_bands(self.lm, L, [(band, tensors)], rotary={length: candidate.rotary})
+        )
 
 
 _NO_VALUES = torch.empty(0, dtype=torch.float64)

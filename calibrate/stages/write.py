@@ -8,7 +8,7 @@ from typing import Any
 
 from ...runtime.sidecar.sidecar import Sidecar
 from ..recipe.recipe import to_json
-from ..sidecars import assemble
+from ..sidecars import sidecar_from_bands
 from .decide import Decided
 from .job import Job
 
@@ -27,7 +27,7 @@ class Calibration:
 
 def write(job: Job, decided: Decided, seconds: float) -> Calibration:
     """seconds: how long the stages before took."""
-    side = assemble(
+    side = sidecar_from_bands(
         job.lm, job.L, decided.bands, recipe=json.loads(to_json(job.recipe)), calibration=decided.record,
         scores=decided.scores, filter_decode=job.recipe.filter.decode, rotary=decided.rotary,
     )  # fmt: skip

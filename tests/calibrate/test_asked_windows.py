@@ -8,7 +8,7 @@ import torch
 from longscan.calibrate.errors import UserError
 from longscan.calibrate.search.candidates import Candidate, DecimatePick
 from longscan.calibrate.search.tasks import passkey_answered, read_and_ask, tail_losses
-from longscan.calibrate.sidecars import assemble
+from longscan.calibrate.sidecars import sidecar_from_bands
 from longscan.calibrate.texts.passkey import PLAIN_HAYSTACK, WORDINGS, Salt
 from longscan.calibrate.texts.prompts import DEPTHS, PasskeyTrials, asked_windows
 from longscan.runtime import load
@@ -87,7 +87,7 @@ def test_a_decimated_question_is_asked_as_a_user_asks_it(model, windows):
         "keep": torch.tensor(pick.keep()),
         "weights": torch.ones(1, model.weights.channels),
     }
-    lm = model.with_sidecar(assemble(model, 256, [(Band((512,), "decimate"), tensors)]))
+    lm = model.with_sidecar(sidecar_from_bands(model, 256, [(Band((512,), "decimate"), tensors)]))
     assert Candidate(decimate=pick).layers_read(512, 5, 0) == pytest.approx(2 + 3 * pick.keep()[0] / 512)
     losses, answered, probability = read_and_ask(lm, trials, TAIL, "auto", 4096, decimates=True)
     right, chance = passkey_answered(lm, trials, "auto", 4096)

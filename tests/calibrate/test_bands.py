@@ -16,7 +16,7 @@ from longscan.calibrate.search.candidates import Candidate, DecimatePick, Filter
 from longscan.calibrate.search.choice import bands
 from longscan.calibrate.search.search import LengthPicks
 from longscan.calibrate.search.tables import Tables
-from longscan.calibrate.sidecars import assemble
+from longscan.calibrate.sidecars import sidecar_from_bands
 from longscan.runtime import Sidecar
 
 L, N_LAYER, D, TOKENS = 64, 3, 8, 40_000
@@ -51,7 +51,7 @@ def sidecar(layers, decimations, methods, theta=None) -> Sidecar:
         weights=SimpleNamespace(layers=layers, channels=D),
     )
     tables = Tables(layers, L, lambda *_: pytest.fail("no sweep was asked for"))
-    return assemble(lm, L, bands(tables, picks, chosen))
+    return sidecar_from_bands(lm, L, bands(tables, picks, chosen))
 
 
 def mass(side: Sidecar, layers, length: int) -> float:

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from longscan.calibrate.commands import cli
 from longscan.calibrate.recipe.recipe import load_recipe, recipe_names
-from longscan.calibrate.sidecars import assemble
+from longscan.calibrate.sidecars import sidecar_from_bands
 from longscan.runtime import Sidecar, load
 
 from ..checkpoints import make_sidecar, random_tensors, write_state_spaces
@@ -40,7 +40,7 @@ def path(side, tmp_path):
 
 def with_distances(lm, side):
     band = (side.bands[0], {name.split(".")[-1]: t for name, t in side.tensors.items()})
-    return assemble(lm, 16, [band], calibration={"layers": [{"mean_distance": 2.5 * i} for i in range(3)]})
+    return sidecar_from_bands(lm, 16, [band], calibration={"layers": [{"mean_distance": 2.5 * i} for i in range(3)]})
 
 
 def test_layers_at_a_glance(lm, side, path, tmp_path):
@@ -96,7 +96,7 @@ def test_diff(lm, side, path, tmp_path):
     text = call("diff", path, tmp_path / "b.st").stdout
     assert "1 of 288 values differ" in text and "recipe.samples: null | 3" in text
     small = {"lengths": torch.tensor([17]), "thresholds": table[:1]}
-    assemble(lm, 16, [(side.bands[0].__class__((64,), "filter"), small)]).write(tmp_path / "c.st")
+    sidecar_from_bands(lm, 16, [(side.bands[0].__class__((64,), "filter"), small)]).write(tmp_path / "c.st")
     text = call("diff", path, tmp_path / "c.st").stdout
     assert "bands.0.keep: only in A" in text and "shape [2, 3, 48] | [1, 3, 48]" in text
 

@@ -10,7 +10,7 @@ import torch
 from longscan.calibrate.errors import UserError
 from longscan.calibrate.share.card import BEGIN, END, merge, model_card
 from longscan.calibrate.share.hub import explain
-from longscan.calibrate.sidecars import assemble
+from longscan.calibrate.sidecars import sidecar_from_bands
 from longscan.runtime import Sidecar, load
 
 from ..checkpoints import make_sidecar, random_tensors, write_state_spaces
@@ -57,7 +57,7 @@ def sidecar(model, base, tmp_path_factory):
                   "layers": [{"mean_distance": 3.0 + i} for i in range(3)]}  # fmt: skip
     scores = [{"length": 64, "method": m, "loss": loss, "passkeys": 0.5} for m, loss in (("none", 1.5), ("both", 1.25))]
     band = (side.bands[0], {name.split(".")[-1]: t for name, t in side.tensors.items()})
-    made = assemble(load(model), 16, [band], recipe={"name": "x"}, calibration=provenance, scores=scores)
+    made = sidecar_from_bands(load(model), 16, [band], recipe={"name": "x"}, calibration=provenance, scores=scores)
     metadata = {**made.metadata, "base_model": "someone/tiny-mamba", "base_model_revision": base.id}
     path = tmp_path_factory.mktemp("side") / "tiny.longscan.safetensors"
     Sidecar(made.tensors, metadata).write(path)

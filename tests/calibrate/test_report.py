@@ -18,7 +18,7 @@ from longscan.calibrate.errors import UserError
 from longscan.calibrate.report.analyze import FLOOR, analyze, attention_map
 from longscan.calibrate.report.figures import passkeys, pictures
 from longscan.calibrate.report.plots import tokens
-from longscan.calibrate.sidecars import assemble
+from longscan.calibrate.sidecars import sidecar_from_bands
 from longscan.calibrate.summary import headline, score_tables
 from longscan.runtime import load
 from longscan.runtime.sidecar.sidecar import Sidecar
@@ -47,7 +47,7 @@ def side():
         for method, loss, answered in (("none", 1.3, 0.4), ("filter", 1.2, 0.9), ("both", 1.1, 1.0))
     ]
     calibration = {"texts": "demo", "layers": [{"mean_distance": 10.0 * (1 + i)} for i in range(5)], "tokens": 9}
-    return assemble(lm, L, [band], recipe={"name": "<demo>"}, calibration=calibration, scores=scores)
+    return sidecar_from_bands(lm, L, [band], recipe={"name": "<demo>"}, calibration=calibration, scores=scores)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_without_data_there_is_no_figure(tmp_path):
     assert [p.name for p in pictures(side)] == ["global-channels", "thresholds", "mass", "tokens"]
     side.write(tmp_path / "a.st")
     assert "does not record mean distances" in _page(tmp_path / "a.st", tmp_path)
-    nothing = assemble(lm, 16, [(side.bands[0].__class__((64,), "none"), {})])
+    nothing = sidecar_from_bands(lm, 16, [(side.bands[0].__class__((64,), "none"), {})])
     assert [p.name for p in pictures(nothing)] == ["tokens"]
     nothing.write(tmp_path / "b.st")
     assert _page(tmp_path / "b.st", tmp_path).count("<figure") == 1

@@ -216,3 +216,27 @@ def test_a_rung_goes_on_where_it_was_cut_and_its_subwords_load(tmp_path, monkeyp
     ids, marks = vocabulary.batch([sample], 400, 400)
     said = [i for i, mark in zip(ids[0].tolist(), marks[0].tolist()) if mark == ANSWER]
     assert lm.tokenizer.decode(said) == b"".join(part for part, mark in sample if mark == ANSWER).decode()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_prompts_in_rulers_wording_fit_and_hold_their_answer(several):
+    from train_data import ANSWER, NONE
+    from train_ruler import FILLER, prompt
+
+    rng, known = random.Random(0), ["green", "stick", "tasty", "update", "gold"]
+    sizes, counts = [], []
+    for _ in range(40):
+        sample = prompt(rng, known, 1024, several=several)
+        joined = b"".join(part for part, _ in sample).decode()
+        asked, said = sample[-2][0].decode(), sample[-1][0].decode()
+        key = asked.split(" for ")[1].split(" mentioned")[0]
+        lines = joined.split("\n")
+        assert sample[-1][1] == ANSWER and said[1:].isdigit() and len(said) == 8
+        assert joined.endswith(asked + said)
+        assert f"One of the special magic numbers for {key} is: {said[1:]}." in lines
+        assert any(part == said[1:].encode() and mark == NONE for part, mark in sample)  # a first sight is no loss
+        assert (FILLER in lines) <= (not several)
+        counts.append(joined.count("One of the special"))
+        sizes.append(len(joined))
+    assert 900 < max(sizes) <= 1024 and min(sizes) < 600
+    assert max(counts) > 5 if several else max(counts) == 1

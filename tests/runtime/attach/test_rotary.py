@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from longscan.calibrate.sidecars import assemble
+from longscan.calibrate.sidecars import sidecar_from_bands
 from longscan.runtime import Plan, Sidecar, SidecarError, attach, load
 from longscan.runtime.sidecar.plan import Yarn
 from longscan.runtime.sidecar.sidecar import Band
@@ -28,7 +28,7 @@ def stretching(lm, factors, method="none", g=0.0):
     if method == "filter":
         table = torch.full((1, len(lm.weights.layers), channels), g)
         tensors = {"lengths": torch.tensor([max(factors)]), "thresholds": table}
-    return assemble(lm, L, [(Band(tuple(factors), method), tensors)], rotary=factors)
+    return sidecar_from_bands(lm, L, [(Band(tuple(factors), method), tensors)], rotary=factors)
 
 
 def with_yarn(model, factor):
