@@ -59,10 +59,7 @@ def load(
     lm.cuda_graph = cuda_graph
     if isinstance(sidecar, str | Path):
         sidecar = Sidecar.read(sidecar, None if is_hub_id(source.name) else revision)
-    if sidecar is None:
-        return lm
-    sidecar.check_model(lm.fingerprint, source.name)
-    return lm.with_sidecar(sidecar)
+    return lm if sidecar is None else lm.with_sidecar(sidecar)
 
 
 def _takes_revision(sidecar: str | Path | Sidecar | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -21,9 +22,9 @@ from .reading.forward import step_layers
 from .reading.growth import Growth
 from .reading.observer import Observer
 from .reading.prefill import Output, Reading, in_given_columns, is_open, prefill
-from .reading.prompts import Ids, as_batch, check_counts, check_ids
+from .reading.prompts import Ids, as_batch, check_counts, check_ids, check_rows
 from .reading.rows import prefill_by_length
-from .reading.state import State, check_kind, read_state
+from .reading.state import State, check_kind, check_origin, read_state
 from .sidecar.digest import digest
 from .sidecar.plan import Plan
 from .sidecar.sidecar import Sidecar, filters_decode
@@ -73,9 +74,10 @@ class LM:
     def with_sidecar(self, sidecar: Sidecar | None) -> LM:
         """The same weights under another sidecar; nothing is copied.
 
-        Raises SidecarError for one with factors on rotary positions that this model does not have.
+        Raises SidecarError for one of another model, or with factors on rotary positions that this one does not have.
         """
         if sidecar is not None:
+            sidecar.check_model(self.fingerprint, self.source.name)
             sidecar.check_rotary(self.rotary)
         other = copy(self)
         other.sidecar = sidecar
@@ -119,7 +121,8 @@ class LM:
 
         ids: (B, L) int64, or a list of prompts of any lengths (1-D tensors or lists)
         attention_mask: (B, L), 0 at padding, left or right of a row's text; each row has its own S, plan and g
-        state: go on from here (the given state is left as it was); None starts afresh
+        state: go on from here (the given state is left as it was); None starts afresh. A prompt that is complete may be
+            gone on from under another sidecar of the same model
         total_length: S of a prompt given in several calls; the first call fixes plan and S. math.inf: open-ended,
             the filter follows the growing length
         chunk: tokens a pass through the layers; any value gives the same result, a small one saves memory. None picks
@@ -128,16 +131,17 @@ class LM:
         logits_to_keep: rows of logits wanted, counted from the end and safe from decimation; 0 = all still present
         on_chunk: called after each pass with the tokens it read, over all rows
 
-        Raises ValueError on ids, mask, chunk or total_length that make no sense, and SidecarError if the sidecar
-        holds no tables for the forced method.
+        Raises ValueError on ids, mask, chunk or total_length that make no sense and on a state of another model's, and
+        SidecarError if the sidecar holds no tables for the forced method.
         """
-        check_counts(chunk, logits_to_keep)
+        check_counts(chunk, logits_to_keep, total_length)
         batch, mask = as_batch(ids, attention_mask)
         batch, mask, padding = check_ids(batch.to(self.device), mask, self.weights.embedding.shape[0])
         if state is not None:
             check_kind(state, State)
-        if state is not None and state.batch != batch.shape[0]:
-            raise ValueError(f"ids have {batch.shape[0]} rows and the state {state.batch}; give one state row a prompt")
+            check_origin(state, self.fingerprint, self._digest)
+            check_rows(state.batch, batch)
+            state = replace(state.clone(), sidecar=self._digest)
 
         reading = Reading(
             weights=self.weights, config=self.config, sidecar=self.sidecar, growth=self._growth, backend=self.backend,
@@ -145,7 +149,7 @@ class LM:
             observer=observer, on_chunk=on_chunk,
         )  # fmt: skip
         if state is not None:
-            out = prefill(reading, batch, mask, state.clone())
+            out = prefill(reading, batch, mask, state)
         elif mask is not None and total_length is None and self._decimates(mask.sum(1).tolist(), method):
             out = prefill_by_length(batch, mask, lambda ids: prefill(reading, ids, None, self.new_state(len(ids))))
         else:
@@ -164,9 +168,10 @@ class LM:
         unfiltered, as published, if the model was loaded with filter_decode=False or the sidecar says so.
         On a GPU the second step of a state is captured as a CUDA graph, which it and those after it replay, unless
         the model was loaded with cuda_graph=False.
-        Raises ValueError while a promised prompt is unfinished.
+        Raises ValueError while a promised prompt is unfinished, and on a state of another model's.
         """
         check_kind(state, State)
+        check_origin(state, self.fingerprint, self._digest)
         if is_open(state):
             raise ValueError(f"the prompt of total_length {state.total} is not complete; prefill its last piece first")
         if token.shape != state.length.shape:
@@ -185,6 +190,7 @@ class LM:
                 state.graph = StepGraph(*bound, token, plans)
             logits = state.graph.step(run, token, plans)
         state.length += 1
+        state.sidecar = self._digest
         return logits, state
 
     @overload

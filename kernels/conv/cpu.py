@@ -18,8 +18,8 @@ def causal_conv1d(
         before = torch.zeros(batch, W - 1, channels, dtype=x.dtype)
     else:
         before = initial_state.transpose(1, 2).to(x.dtype)
-    y = torch.empty(batch, L, channels)
-    shift = torch.zeros(channels) if bias is None else bias
+    y = torch.empty(batch, L, channels, dtype=torch.float32)
+    shift = torch.zeros(channels, dtype=torch.float32) if bias is None else bias
     with one_at_a_time:
         cpu_loops.conv(array(x), packed(weight.T), packed(shift), packed(before), mask_array(mask), y.numpy())
     tail = x[:, max(0, L - (W - 1)) :]
@@ -31,7 +31,7 @@ def causal_conv1d(
 
 def causal_conv1d_step(state: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """See longscan.kernels.causal_conv1d_step."""
-    y = torch.empty(x.shape)
+    y = torch.empty(x.shape, dtype=torch.float32)
     wide = state.detach().to(x.dtype).float()  # as a state of many tokens is read; the state itself if it is float32
     cpu_loops.step(wide.numpy(), array(x), array(weight, 2), packed(bias), y.numpy())
     if wide.data_ptr() != state.data_ptr():

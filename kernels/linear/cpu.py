@@ -19,7 +19,7 @@ def stored(weight: Tensor) -> np.ndarray:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """See longscan.kernels.linear. weight: contiguous, float32 or bfloat16; sums are float32, y in the dtype of x."""
-    y = torch.empty(*x.shape[:-1], weight.shape[0])
+    y = torch.empty(*x.shape[:-1], weight.shape[0], dtype=torch.float32)
     with one_at_a_time:
         cpu_loops.product(
             packed(x.reshape(-1, x.shape[-1])), stored(weight), packed(bias), y.view(-1, y.shape[-1]).numpy()

@@ -15,7 +15,7 @@ __all__ = ["add_rms_norm", "gated_rms_norm", "inner_rms_norm", "rms_norm"]
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
     """See longscan.kernels.rms_norm."""
-    y = torch.empty(x.shape)
+    y = torch.empty(x.shape, dtype=torch.float32)
     if y.numel():
         width = x.shape[-1]
         with one_at_a_time:

@@ -28,8 +28,8 @@ def selective_scan(given: Scan) -> tuple[Tensor, Tensor]:
     batch, L, channels = x.shape
     steps = L if index is None else index.shape[1]
     pad = -channels % LANES  # real models have none
-    y = torch.empty(batch, steps, channels + pad)
-    state = torch.zeros(batch, channels + pad, A.shape[1])
+    y = torch.empty(batch, steps, channels + pad, dtype=torch.float32)
+    state = torch.zeros(batch, channels + pad, A.shape[1], dtype=torch.float32)
     if initial_state is not None:
         state[:, :channels] = initial_state
     if pad:
@@ -53,7 +53,7 @@ def selective_scan(given: Scan) -> tuple[Tensor, Tensor]:
 def selective_step(state: Tensor, given: Scan) -> Tensor:
     """See longscan.kernels.selective_step."""
     x, delta, A, B, C, D, z, delta_bias, delta_softplus, threshold, scale, *_ = given
-    y = torch.empty(x.shape)
+    y = torch.empty(x.shape, dtype=torch.float32)
     batch = x.shape[0]
     with one_at_a_time:
         cpu_loops.step(

@@ -13,15 +13,15 @@ def token_scores(
     delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool, mask: Tensor | None, weight: Tensor | None
 ) -> Tensor:
     """See longscan.kernels.token_scores."""
-    out = torch.empty(delta.shape[:2])
+    out = torch.empty(delta.shape[:2], dtype=torch.float32)
     channels = delta.shape[2]
     with one_at_a_time:
         cpu_loops.scores(
             packed(delta),
-            packed(torch.zeros(channels) if delta_bias is None else delta_bias),
+            packed(torch.zeros(channels, dtype=torch.float32) if delta_bias is None else delta_bias),
             delta_softplus,
             mask_array(mask),
-            packed(torch.ones(channels) if weight is None else weight),
+            packed(torch.ones(channels, dtype=torch.float32) if weight is None else weight),
             out.numpy(),
         )
     return out

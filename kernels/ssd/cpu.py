@@ -36,7 +36,7 @@ def ssd_scan(given: Scan) -> tuple[Tensor, Tensor]:
     h = x.new_zeros(batch, heads, P, N, dtype=torch.float32)
     if given.initial_state is not None:
         h.copy_(given.initial_state)
-    y = torch.empty(batch, steps, heads, P)
+    y = torch.empty(batch, steps, heads, P, dtype=torch.float32)
     for start in range(0, steps, CHUNK):
         part = slice(start, min(start + CHUNK, steps))
         x_part = x[:, part].float()

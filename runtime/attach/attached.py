@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +20,7 @@ from ..reading.observer import Observer, ScanInputs
 from ..reading.padding import read_padding
 from ..reading.plans import layer_plans, plan_at
 from ..reading.prefill import plan_prompt
+from ..reading.prompts import check_total
 from ..reading.reservoir import gather, select
 from ..reading.state import State
 from ..sidecar.plan import PLAIN, Plan
@@ -78,6 +81,9 @@ class Attached:
 
     @total_length.setter
     def total_length(self, tokens: float | None) -> None:
+        check_total(tokens)
+        if tokens is not None and math.isinf(tokens):
+            raise ValueError("an attached model plans each prompt as a whole: give a finite total_length, or None")
         self._here.total_length = tokens
 
     @property
@@ -95,16 +101,26 @@ class Attached:
             self._put(part.module, Forward(self, partial(self.forward, k)))
             if self.family.decimates:
                 self._undo.append(part.block.register_forward_hook(self._gather).remove)
-        self._undo.append(self.model.register_forward_pre_hook(self._asks, with_kwargs=True).remove)
+        self._listen(self.model)
         if self.rotary is not None:
             backbone = backbone_of(self.model)
             if backbone is not self.model:  # it may be called alone, and with a cache of its own
-                self._undo.append(backbone.register_forward_pre_hook(self._asks, with_kwargs=True).remove)
+                self._listen(backbone)
             rotate = partial(self._rotate, Rotary(self.rotary, getattr(self.rotary, slot(self.rotary))))
             self._put(self.rotary, Forward(self, rotate))
             self._undo.append(backbone.register_forward_hook(self._ends, always_call=True).remove)
         vars(self.model)[MARK] = self
         self._undo.append(partial(vars(self.model).pop, MARK))
+
+    def _listen(self, model: nn.Module) -> None:
+        """Note what `model` is called with. Not by a hook: PEFT 0.18 calls `forward`, which passes hooks by."""
+        own = getattr(model, slot(model))
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            self._asks(model, inspect.signature(own).bind_partial(*args, **kwargs).arguments | kwargs)
+            return own(*args, **kwargs)
+
+        self._put(model, functools.update_wrapper(Forward(self, forward, compiled=True), own))
 
     def _put(self, module: Any, forward: Forward) -> None:
         name = slot(module)
@@ -141,8 +157,7 @@ class Attached:
 
     # -- one call of the model ---------------------------------------------------------------------------------
 
-    def _asks(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        asked = {**kwargs, **inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments}
+    def _asks(self, model: nn.Module, asked: dict[str, Any]) -> None:
         refuse_packed(asked)
         self._here.asked = asked if model is self.model else {**self._here.asked, **asked}
 
@@ -236,7 +251,7 @@ class Attached:
         state = call.state
         on_cpu = None if call.mask is None else call.mask.cpu()
         new = torch.full_like(state.length, L) if on_cpu is None else on_cpu.sum(1)
-        if L == 1 and not fresh and state.total is None:  # a token that is decoded, not a piece of a prompt
+        if L == 1 and not fresh and state.total is None and settings.decoding is not False:  # no piece of a prompt
             growth = settings.growth if filters_decode(settings.sidecar, settings.filter_decode) else None
             call.plans = growth.layer_plans(state) if growth is not None else [PLAIN] * len(self.view.parts)
             state.length += new
@@ -301,11 +316,11 @@ class Attached:
 
 
 class Forward:
-    """The forward of one module of an attached model; torch.compile leaves it alone."""
+    """The forward of one module of an attached model. torch.compile leaves it alone, unless it may be compiled."""
 
-    def __init__(self, attached: Attached, run: Callable[..., Any]):
+    def __init__(self, attached: Attached, run: Callable[..., Any], *, compiled: bool = False):
         self._attached = attached
-        self._run = torch.compiler.disable(run)
+        self._run = run if compiled else torch.compiler.disable(run)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._run(*args, **kwargs)

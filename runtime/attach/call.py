@@ -19,12 +19,16 @@ from ..sidecar.sidecar import Sidecar
 
 @dataclass(frozen=True)
 class Settings:
-    """How prompts are read: see `attach`. `growth` is the sidecar's, None without one."""
+    """How prompts are read: see `attach`. `growth` is the sidecar's, None without one.
+
+    decoding: whether a single token is one that was generated, not a prompt; None: if it comes with a cache
+    """
 
     sidecar: Sidecar | None
     growth: Growth | None
     method: str
     filter_decode: bool | None  # None: as the sidecar says
+    decoding: bool | None = None
 
 
 @dataclass

@@ -18,8 +18,8 @@ from ..errors import CheckpointError
 from ..model import LM
 from ..reading.observer import Observer
 from ..reading.prefill import Output, in_given_columns, is_open
-from ..reading.prompts import Ids, as_batch, check_counts, check_ids
-from ..reading.state import State, check_kind
+from ..reading.prompts import Ids, as_batch, check_counts, check_ids, check_rows
+from ..reading.state import State, check_kind, check_origin
 from ..sidecar.plan import Plan
 from .attached import Attached
 from .call import Settings
@@ -160,27 +160,29 @@ class HybridLM(LM):
         """Read a prompt; see LM.prefill. Rows of unequal length are read in one piece; no open-ended reading."""
         if total_length is not None and math.isinf(total_length):
             raise ValueError("a hybrid's cache grows with the text: give a finite total_length, or none")
-        check_counts(chunk, logits_to_keep)
+        check_counts(chunk, logits_to_keep, total_length)
         batch, mask = as_batch(ids, attention_mask)
         batch, mask, padding = check_ids(batch.to(self.device), mask, self.weights.embedding.shape[0])
         if state is not None:
             check_kind(state, HybridState)
-        if state is not None and state.batch != batch.shape[0]:
-            raise ValueError(f"ids have {batch.shape[0]} rows and the state {state.batch}; give one state row a prompt")
+            check_origin(state.reading, self.fingerprint, self._digest)
+            check_rows(state.batch, batch)
         L = batch.shape[1]
-        size = L if chunk is None or mask is not None or observer is not None else chunk
+        even = mask is None and (state is None or len(state.length.unique()) == 1)  # all rows end at one length
+        size = chunk if even and chunk is not None and observer is None else L
         if total_length is None and size < L and (state is None or state.reading.total is None):
             total_length = L + (0 if state is None else int(state.length.max()))
         now = batch.new_ones(batch.shape) if mask is None else mask.long()
         into = HybridState(None, now[:, :0]) if state is None else state.clone()
         logits = self.weights.embedding.new_empty(len(batch), 0, 0)
-        with self._attached.reading(self._settings(method), total_length, observer):
+        with self._attached.reading(self._settings(method, decoding=False), total_length, observer):
             for start in range(0, L, size):
                 piece = slice(start, start + size)
                 found = self._call(batch[:, piece], now[:, piece], into, logits_to_keep)
                 logits = found if start == 0 else torch.cat([logits, found], 1)[:, -logits_to_keep:]
                 if on_chunk is not None:
                     on_chunk(int(now[:, piece].sum()))
+        self._sign(into.reading)
         seen = into.mask[:, -logits.shape[1] :]
         places = (into.mask.cumsum(1) - 1)[:, -logits.shape[1] :].where(seen > 0, -1)
         out = Output(logits, places, into, into.plan)  # type: ignore[arg-type]  # likewise
@@ -190,6 +192,7 @@ class HybridLM(LM):
     def step(self, token: Tensor, state: HybridState) -> tuple[Tensor, HybridState]:  # type: ignore[override]  # as prefill
         """One token a row; see LM.step."""
         check_kind(state, HybridState)
+        check_origin(state.reading, self.fingerprint, self._digest)
         if is_open(state.reading):
             raise ValueError(
                 f"the prompt of total_length {state.reading.total} is not complete; prefill its last piece first"
@@ -197,11 +200,17 @@ class HybridLM(LM):
         if token.shape != state.length.shape:
             raise ValueError(f"token has shape {tuple(token.shape)}, expected {tuple(state.length.shape)}")
         ids = token.to(self.device)[:, None]
-        with self._attached.reading(self._settings(state.reading.method), None, None):
-            return self._call(ids, torch.ones_like(ids), state, 1)[:, 0], state
+        with self._attached.reading(self._settings(state.reading.method, decoding=True), None, None):
+            logits = self._call(ids, torch.ones_like(ids), state, 1)[:, 0]
+        self._sign(state.reading)
+        return logits, state
 
-    def _settings(self, method: str) -> Settings:
-        return Settings(self.sidecar, self._growth, method, self.filter_decode)
+    def _settings(self, method: str, *, decoding: bool) -> Settings:
+        return Settings(self.sidecar, self._growth, method, self.filter_decode, decoding)
+
+    def _sign(self, reading: State) -> None:
+        """Note whose the state is; see check_origin."""
+        reading.fingerprint, reading.sidecar = self.fingerprint, self._digest
 
     def _call(self, ids: Tensor, mask: Tensor, state: HybridState, keep: int) -> Tensor:
         """The model itself: logits (B, keep or all, V) float32; `state` is updated in place."""

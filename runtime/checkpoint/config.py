@@ -45,9 +45,9 @@ class ModelConfig:
     neox_vocabulary: bool
     mamba2: Mamba2Config | None = None  # None: Mamba-1 layers
     inner_epsilon: float | None = None  # Falcon-Mamba: of the norms of delta's low rank, B and C
-    d_state: int | None = None  # N, and whether there are biases: where it says so, the weights must agree
-    bias: bool | None = None
-    conv_bias: bool | None = None
+    d_state: int | None = None  # N: where it says so, the weights must agree
+    bias: bool = False  # of both projections and of the convolution, as the libraries have it where nothing is said
+    conv_bias: bool = True
 
     @staticmethod
     def read(path: Path) -> ModelConfig:
@@ -136,8 +136,8 @@ def _state_spaces(data: dict[str, Any], ends: tuple[int, ...]) -> ModelConfig:
         neox_vocabulary=vocabulary in _PILE_VOCAB,
         mamba2=_state_spaces_mamba2(layer) if flavour == "Mamba2" else None,
         d_state=layer.get("d_state"),
-        bias=layer.get("bias"),
-        conv_bias=layer.get("conv_bias"),
+        bias=bool(layer.get("bias", False)),
+        conv_bias=bool(layer.get("conv_bias", True)),
     )
 
 
@@ -179,8 +179,8 @@ def _transformers(data: dict[str, Any], ends: tuple[int, ...]) -> ModelConfig:
         mamba2=mamba2,
         inner_epsilon=float(data.get("mixer_rms_eps", 1e-6)) if kind == "falcon_mamba" else None,
         d_state=data.get("state_size"),
-        bias=data.get("use_bias"),
-        conv_bias=data.get("use_conv_bias"),
+        bias=bool(data.get("use_bias", False)),
+        conv_bias=bool(data.get("use_conv_bias", True)),
     )
 
 

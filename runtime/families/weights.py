@@ -94,13 +94,13 @@ def read_weights(source: Source, config: ModelConfig, device: torch.device, dtyp
         )
     head = embedding if config.tie_embeddings or stored_head is None else stored_head
     norm = tensors.get("backbone.norm_f.weight", M)
-    norm_bias = None if config.rms_norm else tensors.optional("backbone.norm_f.bias", M)
+    norm_bias = None if config.rms_norm else tensors.get("backbone.norm_f.bias", M)
     tensors.finish()
     return Weights(embedding, layers, norms, norm, norm_bias, head, fingerprint(found, config.n_layer))
 
 
 def _norm(tensors: Tensors, p: str, config: ModelConfig, dtype: torch.dtype) -> Norm:
-    bias = None if config.rms_norm else tensors.optional(p + ".bias", config.d_model)
+    bias = None if config.rms_norm else tensors.get(p + ".bias", config.d_model)
     return Norm(tensors.get(p + ".weight", config.d_model), bias, dtype)
 
 
@@ -113,6 +113,8 @@ def _agree(layer: Layer, config: ModelConfig, names: Mapping[str, Tensor], p: st
         ("conv1d.bias", config.conv_bias, p + "conv1d.bias" in names),
     )
     for what, said, found in checked:
+        if said is True and not found:
+            raise CheckpointError(f"no tensor {p}{what}; give a complete Mamba checkpoint, or correct config.json")
         if said is not None and said != found:
             raise CheckpointError(f"{p}{what}: {found} in the weights, {said} by config.json; correct config.json")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -31,12 +32,25 @@ def as_batch(ids: Ids, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return batch, mask
 
 
-def check_counts(chunk: int | None, logits_to_keep: int) -> None:
-    """Raises ValueError where a prompt cannot be read in such pieces, or such rows of logits not be kept."""
+def check_counts(chunk: int | None, logits_to_keep: int, total_length: float | None) -> None:
+    """Raises ValueError where a prompt cannot be read in such pieces or be so long, or such logits not be kept."""
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is {chunk}; give at least 1 token, or None to have one picked")
     if logits_to_keep < 0:
         raise ValueError(f"logits_to_keep is {logits_to_keep}; give 0 (all) or more")
+    check_total(total_length)
+
+
+def check_total(total_length: float | None) -> None:
+    """Raises ValueError for a total_length that is no length: None, infinity and whole numbers from 1 on are."""
+    if total_length is not None and not (total_length >= 1 and (math.isinf(total_length) or total_length % 1 == 0)):
+        raise ValueError(f"total_length is {total_length}; give a whole number of tokens, math.inf, or None")
+
+
+def check_rows(rows: int, batch: Tensor) -> None:
+    """Raises ValueError unless a state of so many rows goes with ids (B, L)."""
+    if rows != batch.shape[0]:
+        raise ValueError(f"ids have {batch.shape[0]} rows and the state {rows}; give one state row a prompt")
 
 
 def check_ids(ids: Tensor, mask: Tensor | None, vocabulary: int) -> tuple[Tensor, Tensor | None, Padding | None]:

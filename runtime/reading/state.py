@@ -104,6 +104,14 @@ def check_kind(state: object, kind: type) -> None:
         raise ValueError(f"the state is a {type(state).__name__}; this model goes on from a {kind.__name__} of its own")
 
 
+def check_origin(state: State, fingerprint: str, sidecar: str) -> None:
+    """Refuse a state of another model's, and a prompt of which another sidecar has read a part."""
+    if state.fingerprint != fingerprint:
+        raise ValueError("the state was made by another model; go on with the model that made it")
+    if state.sidecar != sidecar and state.total is not None:
+        raise ValueError("the state's prompt was begun with another sidecar, or none; read it to its end with that one")
+
+
 class Draft:
     """What a pass makes of a state, kept aside until it is through: one that fails has changed nothing.
 

@@ -228,7 +228,7 @@ class Sidecar:
         layers = list(self.keep(band))
         if layer in layers:
             return self.tensors[f"bands.{band}.weights"][layers.index(layer)].clone()
-        return torch.ones(int(self.metadata["channels"]))
+        return torch.ones(int(self.metadata["channels"]), dtype=torch.float32)
 
     def check_model(self, fingerprint: str, name: str) -> None:
         """Raise SidecarError unless this sidecar was made for the model with that fingerprint."""
