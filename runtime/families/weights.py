@@ -113,10 +113,11 @@ def _agree(layer: Layer, config: ModelConfig, names: Mapping[str, Tensor], p: st
         ("conv1d.bias", config.conv_bias, p + "conv1d.bias" in names),
     )
     for what, said, found in checked:
-        if said is True and not found:
-            raise CheckpointError(f"no tensor {p}{what}; give a complete Mamba checkpoint, or correct config.json")
         if said is not None and said != found:
-            raise CheckpointError(f"{p}{what}: {found} in the weights, {said} by config.json; correct config.json")
+            raise CheckpointError(
+                f"{p}{what}: {found} in the weights, {said} by config.json or its default; "
+                "give a complete checkpoint, or correct config.json"
+            )
 
 
 def fingerprint(tensors: Mapping[str, Tensor], n_layer: int) -> str:

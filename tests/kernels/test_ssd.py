@@ -200,3 +200,16 @@ def test_wrong_shapes_and_dtypes_are_named(name, wrong):
     a = without(ssd_inputs(1, 3, 4, 5, 2, 2), "index")
     with pytest.raises(ValueError, match=name):
         ssd_scan(**{**a, name: wrong})
+
+
+def test_a_default_dtype_of_others_changes_nothing():
+    """transformers sets torch's while it loads a model, for every thread."""
+    a = ssd_inputs(1, 70, 4, 8, 1, 8, seed=3)
+    wanted, state = ssd_scan(**a, backend="cpu")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found, after = ssd_scan(**a, backend="cpu")
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(found, wanted) and torch.equal(after, state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import subprocess
 import sys
 
@@ -390,3 +391,12 @@ def test_import_is_light():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert out[1:] == ["False"] * 3, out
+
+
+@pytest.mark.parametrize("gone", ["layers.1.mixer.conv1d.bias", "layers.1.norm.bias", "norm_f.bias"])
+def test_a_bias_that_is_missing_is_not_taken_for_none(tmp_path, gone):
+    tensors = random_tensors()
+    norms = {name.replace("weight", "bias"): torch.ones_like(t) for name, t in tensors.items() if "norm" in name}
+    tensors = {name: t for name, t in (tensors | norms).items() if name != f"backbone.{gone}"}
+    with pytest.raises(CheckpointError, match=re.escape(gone)):
+        load(write_state_spaces(tmp_path, tensors, rms_norm=False))

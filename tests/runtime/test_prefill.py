@@ -217,3 +217,18 @@ def test_float64_model_is_the_oracle(folder, plain, ids, relative_rms):
     oracle = load(folder, dtype=torch.float64)
     assert relative_rms(plain.prefill(ids).logits, oracle.prefill(ids).logits) < 1e-5
     assert relative_rms(load(folder, dtype="bfloat16").prefill(ids).logits, oracle.prefill(ids).logits) < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_default_dtype_of_others_changes_nothing(lm, ids, dtype):
+    """transformers sets torch's while it loads a model, for every thread."""
+    wanted = [lm.prefill(ids, method=method).logits for method in ("filter", "decimate")]
+    stepped = lm.step(ids[:, 0], lm.prefill(ids).state)[0]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        for method, logits in zip(("filter", "decimate"), wanted):
+            assert torch.equal(lm.prefill(ids, method=method).logits, logits)
+        assert torch.equal(lm.step(ids[:, 0], lm.prefill(ids).state)[0], stepped)
+    finally:
+        torch.set_default_dtype(before)

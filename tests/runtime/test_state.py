@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from longscan.runtime import Sidecar, load
+from longscan.runtime import Sidecar, SidecarError, load
 from longscan.runtime.files import save_sealed
 from longscan.runtime.sidecar.digest import digest
 
@@ -82,3 +82,48 @@ def test_a_loaded_state_goes_on_as_if_never_saved(lm, ids, tmp_path):
 def test_a_state_can_be_read_in_another_dtype(folder, sidecar, saved):
     state = load(folder, sidecar, dtype=torch.float64).load_state(saved)
     assert state.conv.dtype == state.ssm.dtype == torch.float64
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory):
+    """A model of the same shape and other weights."""
+    return load(write_state_spaces(tmp_path_factory.mktemp("stranger"), random_tensors(seed=1)))
+
+
+def test_another_models_sidecar_is_refused(stranger, sidecar):
+    with pytest.raises(SidecarError, match="load the model it was made for"):
+        stranger.with_sidecar(sidecar)
+
+
+def test_another_models_state_is_not_gone_on_from(plain, stranger, ids):
+    state = plain.prefill(ids).state
+    with pytest.raises(ValueError, match="by another model"):
+        stranger.prefill(ids, state=state)
+    with pytest.raises(ValueError, match="by another model"):
+        stranger.step(ids[:, 0], state)
+
+
+@pytest.mark.parametrize("total", [64, math.inf])
+def test_a_prompt_is_read_to_its_end_with_the_sidecar_it_began_with(plain, lm, ids, total):
+    half = lm.prefill(ids[:, :40], total_length=total).state
+    for other in (plain, plain.with_sidecar(make_sidecar(plain, keep=31))):
+        with pytest.raises(ValueError, match="begun with another sidecar"):
+            other.prefill(ids[:, 40:], state=half)
+    assert lm.prefill(ids[:, 40:], state=half).state.length.tolist() == [64, 64]
+
+
+def test_a_prompt_that_is_complete_may_be_gone_on_from_under_another_sidecar(plain, lm, ids, tmp_path):
+    state = plain.prefill(ids).state
+    path = tmp_path / "state.safetensors"
+    lm.prefill(ids, state=state).state.save(path)
+    assert lm.load_state(path).length.tolist() == [128, 128]
+    lm.step(ids[:, 0], state)[1].save(path)  # in place
+    assert lm.load_state(path).length.tolist() == [65, 65]
+    with pytest.raises(ValueError, match="another sidecar"):
+        plain.load_state(path)
+
+
+@pytest.mark.parametrize("total", [math.nan, 0, -1, 70.5])
+def test_a_total_that_is_no_length_is_refused(lm, ids, total):
+    with pytest.raises(ValueError, match="whole number of tokens"):
+        lm.prefill(ids, total_length=total)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from concurrent.futures import ThreadPoolExecutor
 from inspect import signature
 
@@ -261,3 +262,27 @@ def test_another_activation_is_refused():
     config = transformers.MambaConfig(vocab_size=8, hidden_size=8, state_size=4, num_hidden_layers=1, hidden_act="gelu")
     with pytest.raises(ValueError, match="gelu"):
         attach(transformers.MambaForCausalLM(config))
+
+
+@torch.no_grad()
+def test_what_forward_is_called_with_is_seen_past_hooks(pair, ids):
+    """PEFT 0.18 calls its model's forward, not the model."""
+    model, lm = pair
+    before = signature(model.forward)
+    with attach(model, lm.sidecar, method="decimate") as attached:
+        assert signature(model.forward) == before  # which `generate` reads
+        called = model(input_ids=ids, logits_to_keep=10).logits
+        wanted = attached.positions
+        assert torch.equal(model.forward(input_ids=ids, logits_to_keep=10).logits, called)
+        assert torch.equal(attached.positions, wanted) and wanted[0, -10:].tolist() == [*range(38, 48)]
+        with pytest.raises(ValueError, match="fewer logits than labels"):
+            model.forward(input_ids=ids, labels=ids)
+    assert "forward" not in vars(model)
+
+
+def test_a_total_that_is_no_length_is_refused(pair):
+    with attach(pair[0], pair[1].sidecar) as attached:
+        for total in (math.nan, 0, 12.5, math.inf):
+            with pytest.raises(ValueError, match="total_length"):
+                attached.total_length = total
+        assert attached.total_length is None

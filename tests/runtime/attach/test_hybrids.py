@@ -279,3 +279,40 @@ def test_a_granite_of_attention_alone_is_refused(tmp_path):
         attach(peer)
     with pytest.raises(CheckpointError, match="no Mamba layers"):
         load(publish(peer, tmp_path))
+
+
+@pytest.mark.parametrize("filter_decode", [True, False])
+def test_a_prompt_of_one_token_is_read_as_it_is_asked_for(pair, ids, filter_decode, relative_rms):
+    plain = pair[1].with_sidecar(None)
+    filters = plain.with_sidecar(without_decimation(make_sidecar(plain, share=8.0, filter_decode=filter_decode)))
+    state, one = filters.prefill(ids[:1, :40], method="filter").state, ids[:1, 40:41]
+    none = filters.prefill(one, state=state, method="none")
+    assert none.plan == Plan("none", 41)
+    assert torch.equal(none.logits, plain.prefill(one, state=state).logits)
+    alone = filters.prefill(one, state=state, method="filter")
+    beside = filters.prefill([one[0], ids[0, 40:42]], state=state.rows([0, 0]), method="filter")
+    assert alone.plan.method == "filter" and alone.plan.length == beside.plan[0].length == 41
+    assert relative_rms(alone.logits[0], beside.logits[0]) < 1e-4
+    assert relative_rms(alone.logits, none.logits) > 1e-4
+
+
+def test_rows_of_unequal_length_go_on_each_by_its_own(pair, ids):
+    lm = pair[1]
+    state = lm.prefill([ids[0, :30], ids[1, :20]], method="filter").state
+    whole, pieces = (lm.prefill(ids[:, 30:54], state=state, method="filter", chunk=chunk) for chunk in (None, 8))
+    assert [plan.length for plan in pieces.plan] == [54, 44]
+    assert torch.equal(whole.logits, pieces.logits)
+    lm.step(ids[:, 54], pieces.state)  # and the prompt is complete
+
+
+def test_another_models_state_is_not_gone_on_from(pair, ids):
+    lm = pair[1]
+    other = copy.copy(lm)
+    other.weights = copy.copy(lm.weights)
+    other.weights.fingerprint = "0" * 64
+    state = lm.prefill(ids).state
+    with pytest.raises(ValueError, match="by another model"):
+        other.step(ids[:, 0], state)
+    half = lm.prefill(ids[:, :40], total_length=64).state
+    with pytest.raises(ValueError, match="begun with another sidecar"):
+        lm.with_sidecar(None).prefill(ids[:, 40:], state=half)
