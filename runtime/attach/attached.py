@@ -120,7 +120,9 @@ class Attached:
             self._asks(model, inspect.signature(own).bind_partial(*args, **kwargs).arguments | kwargs)
             return own(*args, **kwargs)
 
-        self._put(model, functools.update_wrapper(Forward(self, forward, compiled=True), own))
+        listening = Forward(self, forward, compiled=True)
+        functools.update_wrapper(listening, own)  # its signature, which `generate` reads
+        self._put(model, listening)
 
     def _put(self, module: Any, forward: Forward) -> None:
         name = slot(module)
