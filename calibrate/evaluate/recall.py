@@ -19,11 +19,11 @@ from ..texts.recall_tasks import Asked, ask
 
 @dataclass(frozen=True)
 class Trials:
-    """Prompts of one length: prompts (n, S) int64, what each asks for, and the tokens to generate."""
+    """Prompts of one length: prompts (n, S) int64, what each asks for, and the tokens to generate after it."""
 
     prompts: Tensor
     asked: tuple[Asked, ...]
-    tokens: int
+    tokens: tuple[int, ...]
 
 
 def recall_trials(
@@ -35,7 +35,7 @@ def recall_trials(
     Raises UserError if the length is too short to hold the task, or no document is long enough.
     """
     rng = random.Random(f"{task} {seed} {length}")
-    prompts, every, longest = [], [], 0
+    prompts, every, tokens = [], [], []
     for depth in depths:
         asked = ask(task, rng)
         flat = [text for chain in asked.chains for text in chain]
@@ -48,8 +48,8 @@ def recall_trials(
             inserts += list(zip(places, parts))  # as many parts as the chain has, because places end first
         prompts.append(insert(text, sorted(inserts, key=lambda each: each[0])) + question)
         every.append(asked)
-        longest = max(longest, len(said))
-    return Trials(torch.tensor(prompts), tuple(every), longest)
+        tokens.append(len(said))
+    return Trials(torch.tensor(prompts), tuple(every), tuple(tokens))
 
 
 def share_answered(lm: LM, trials: Trials, method: str, batch_tokens: int) -> Tensor:
@@ -57,6 +57,7 @@ def share_answered(lm: LM, trials: Trials, method: str, batch_tokens: int) -> Te
     found: list[float] = []
     for prompts in trials.prompts.split(max(1, batch_tokens // trials.prompts.shape[1])):
         logits, state = read_all(lm, prompts, method, 1)
-        texts = greedy(lm, logits[:, -1], state, trials.tokens)
-        found += [asked.share_answered(text) for asked, text in zip(trials.asked[len(found) :], texts)]
+        at = slice(len(found), len(found) + len(prompts))
+        texts = greedy(lm, logits[:, -1], state, trials.tokens[at])
+        found += [asked.share_answered(text) for asked, text in zip(trials.asked[at], texts)]
     return torch.tensor(found, dtype=torch.float64)

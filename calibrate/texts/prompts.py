@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ...runtime.checkpoint.tokenizer import inside_ids
 from ...runtime.model import LM
@@ -21,6 +22,7 @@ DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 class PasskeyTrials:
     """Prompts of one length: prompts (n, S) int64, answers (n, A) int64, keys one each.
 
+    answers: A is the longest one's tokens, -1 follows the shorter: keys of five digits may differ in tokens
     ends: (n,) int64, where the text ends and the question begins
     """
 
@@ -102,26 +104,23 @@ def _trials(
         return inside_ids(lm.tokenizer, [said])[0]
 
     prompts: list[list[int]] = []
-    answers: list[list[int]] = []
+    answers: list[Tensor] = []
     keys: list[str] = []
     ends: list[int] = []
     for i, depth in enumerate(depths):
         wording = random.Random(f"wording {seed} {length} {i}").choice(wordings(split))
-        while True:  # keys whose answer has another number of tokens cannot share a batch
-            key = draw_key(rng, split)
-            answered = encode(answer(key))
-            if not answers or len(answered) == len(answers[0]):
-                break
+        key = draw_key(rng, split)
         needle, question = encode(wording.hide(key)), encode(wording.question)
         hay = text(i, len(needle) + len(question))
         written = salts[i].phrases(random.Random(f"salt {seed} {length} {split} {i}"), key, wording, split)
         phrases = inside_ids(lm.tokenizer, written) if written else []
         hidden = _hide(hay, needle, depth, phrases, random.Random(f"places {seed} {length} {i}"), tail)
         prompts.append(hidden + question)
-        answers.append(answered)
+        answers.append(torch.tensor(encode(answer(key))))
         ends.append(len(hidden))
         keys.append(key)
-    return PasskeyTrials(torch.tensor(prompts), torch.tensor(answers), torch.tensor(ends), tuple(keys))
+    padded = pad_sequence(answers, batch_first=True, padding_value=-1)
+    return PasskeyTrials(torch.tensor(prompts), padded, torch.tensor(ends), tuple(keys))
 
 
 def haystack(documents: Sequence[Tensor], length: int, taken: int, rng: random.Random, task: str) -> list[int]:
