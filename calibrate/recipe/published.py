@@ -33,11 +33,17 @@ def published_decimation(recipe: Recipe, model_id: str, n_layer: int, train_leng
     if row:
         return row
     layers = settings.first_layer[:1] if isinstance(settings.first_layer, tuple) else (n_layer // 2,)
-    base = settings.base_factors[0] * train_length
-    if settings.base is not None:
-        base = settings.base * (1.0 if settings.scale_from is None else train_length / settings.scale_from)
     run = range(layers[0], min(layers[0] + settings.n_layers[0], n_layer))
-    return PublishedDecimation.model_construct(layers=tuple(run), base=max(1, round(base)), beta=settings.beta[0])
+    base = decimation_bases(recipe, train_length)[0]
+    return PublishedDecimation.model_construct(layers=tuple(run), base=base, beta=settings.beta[0])
+
+
+def decimation_bases(recipe: Recipe, train_length: int) -> list[int]:
+    """Candidates for L_base in tokens: the recipe's base, scaled by L / scale_from, or else multiples of L."""
+    settings = recipe.decimate
+    if settings.base is None:
+        return [max(1, round(factor * train_length)) for factor in settings.base_factors]
+    return [max(1, round(settings.base * train_length / (settings.scale_from or train_length)))]
 
 
 def filter_row(recipe: Recipe, model_id: str) -> PublishedFilter | None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ...runtime.sidecar.plan import MIN_KEEP
-from ..recipe.recipe import ScoreChannels
+from ..recipe.published import published_decimation
+from ..recipe.recipe import Recipe, ScoreChannels
 
 Fit = Literal["stretched", "sequential"]
 
@@ -41,6 +42,12 @@ class DecimatePick:
 
     def keep(self) -> list[int]:
         return [max(MIN_KEEP, math.floor(self.base * self.beta**s)) for s in range(len(self.layers))]
+
+
+def published_pick(recipe: Recipe, model_id: str, n_layer: int, train_length: int) -> DecimatePick:
+    """The one decimation of a recipe that does not search it: a published row or its fallback."""
+    row = published_decimation(recipe, model_id, n_layer, train_length)
+    return DecimatePick(tuple(row.layers), row.base, row.beta, recipe.decimate.weights[0])
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import torch
 
 from ..console import progress, say
 from ..measure.measuring import LayerMeasurement
+from ..recipe.published import decimation_bases
 from ..recipe.recipe import Recipe
-from .candidates import NONE, Candidate, DecimatePick, FilterPick, Fit, ScalePick
+from .candidates import NONE, Candidate, DecimatePick, FilterPick, Fit, ScalePick, published_pick
 from .channels import global_channels
 from .intervals import clearly_better, within
 from .scoring import Scoring
@@ -221,8 +222,12 @@ class Search:
 
     def _decimation_grid(self) -> list[Candidate]:
         recipe, n_layer = self.recipe.decimate, len(self.layers)
-        if isinstance(recipe.first_layer, (list, tuple)):
-            first = [i for i in recipe.first_layer if i < n_layer]
+        if not recipe.search:
+            return [Candidate(decimate=published_pick(self.recipe, self.scoring.lm.source.name, n_layer, self.L))]
+        if recipe.first_layer is None:
+            first: Sequence[int] = [n_layer // 2]
+        elif recipe.first_layer != "auto":
+            first = recipe.first_layer
         else:  # layers that look furthest, by Mamba Mean Distance
             reach = [float(layer.reach().mean()) for layer in self.layers]
             first = sorted(sorted(range(1, n_layer), key=lambda i: -reach[i])[:4]) or [0]
@@ -231,8 +236,7 @@ class Search:
         for i in first:
             for count in recipe.n_layers:
                 chosen = tuple(range(i, min(i + count, n_layer)))
-                bases = [recipe.base] if recipe.base else [round(f * self.L) for f in recipe.base_factors]
-                for base in bases:
+                for base in decimation_bases(self.recipe, self.L):
                     for beta in recipe.beta if len(chosen) > 1 else recipe.beta[:1]:
                         for score in recipe.weights:
                             pick = DecimatePick(chosen, base, beta, score)

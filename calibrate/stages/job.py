@@ -56,8 +56,7 @@ class Job:
         if options.train_length < 2:
             raise UserError("a training length of 1 token leaves nothing to score; give a longer --train-length")
         job = Job(lm, recipe, options, processes, lengths, methods)
-        given = {"none", "auto", "decimate", "both"} | ({"filter"} if recipe.filter.fit == "published" else set())
-        if not job.searches and options.method not in given:
+        if not job.searches and options.method == "scale":
             raise UserError(
                 f"this recipe searches nothing and has no settings for --method {options.method}; give another --recipe"
             )
@@ -74,8 +73,9 @@ class Job:
 
     @property
     def searches(self) -> bool:
-        """Whether there is anything to choose: the papers' own settings are taken as they stand."""
-        return self.options.method != "none" and self.recipe.filter.fit != "published" and self.recipe.decimate.search
+        """Whether there is anything to choose: what the recipe says outright is taken as it stands."""
+        outright = self.options.method == "decimate" and not self.recipe.decimate.search
+        return self.options.method != "none" and self.recipe.filter.fit != "published" and not outright
 
     def searching(self, length: int) -> int:
         """Windows that candidates are compared on at a length: half of them beyond the pivot, where they cost most and
@@ -93,11 +93,10 @@ def allowed_methods(method: str, recipe: Recipe, hybrid: bool = False) -> list[s
 
     A hybrid is never decimated. Raises UserError if that is what was asked for.
     """
-    only_decimates = method in ("decimate", "both") or (recipe.filter.fit != "published" and not recipe.decimate.search)
-    if hybrid and only_decimates:
+    if hybrid and method in ("decimate", "both"):
         raise UserError(
             "this model's attention layers need every token, so it cannot be decimated; "
-            "give --method auto, filter or none and a recipe that filters"
+            "give --method auto, filter or none"
         )
     three = ["filter"] if hybrid else ["filter", "decimate", "both"]
     some = {"auto": three + ["scale"] * recipe.scale.search, "both": three, "none": []}

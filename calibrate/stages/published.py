@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ...runtime.sidecar.sidecar import Band
 from ..measure.measuring import LayerMeasurement, PublishedTable
-from ..recipe.published import published_decimation, published_filter
-from ..search.candidates import DecimatePick, FilterPick
+from ..recipe.published import published_filter
+from ..search.candidates import FilterPick, published_pick
 from ..search.tables import Tables, band_entry
 from .job import Job
 
@@ -46,8 +46,7 @@ def unsearched_band(job: Job, tables: Tables) -> tuple[Band, Mapping[str, Tensor
         filters = {n: FilterPick(log_theta, tuple(range(len(layers))), 1.0) for n in job.lengths}
     decimate = None
     if job.options.method in ("decimate", "both", "auto") and not job.lm.hybrid:
-        row = published_decimation(recipe, name, len(layers), L)
-        decimate = DecimatePick(tuple(row.layers), row.base, row.beta, "all")
+        decimate = published_pick(recipe, name, len(layers), L)
         tensors |= tables.band(job.lengths, {}, decimate, None)
     method = "both" if filters and decimate else "filter" if filters else "decimate"
     entry = band_entry(method, filters, decimate, job.lengths, L)

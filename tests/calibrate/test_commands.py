@@ -176,7 +176,6 @@ def test_generate(folder, calibrated, tmp_path):
         ("paper-longmamba", "filter", "filter"),
         ("paper-longmamba", "decimate", "decimate"),
         ("paper-longmamba", "both", "both"),
-        ("paper-decimamba", "filter", None),
         ("paper-longmamba", "scale", None),
     ],
 )
@@ -188,6 +187,19 @@ def test_published_settings_do_what_is_asked_or_say_that_they_cannot(published, 
         assert [band.method for band in Sidecar.read(out).bands] == [found]
     else:
         assert f"no settings for --method {method}" in result.stderr and not out.exists()
+
+
+def test_a_decimation_that_is_not_searched_is_compared_with_the_others(folder, text, tmp_path):
+    out, recipe = tmp_path / "one.st", tmp_path / "mine.yaml"
+    recipe.write_text("decimate: {search: false}\nsamples: 4\n")
+    given = ("--train-length", 64, "--lengths", 128, "--recipe", recipe, "--out", out)
+    document = json.loads(call("run", "--model", folder, "--texts", text, *given, "--json").stdout)
+    rows = {row["method"]: row for row in document["scores"]}
+    assert set(rows) == {"none", "filter", "decimate", "both"}
+    assert rows["decimate"]["decimate"] == rows["both"]["decimate"] == {"1": 64}
+    side = Sidecar.read(out)
+    assert side.plan(128, "both").decimate == {1: 64}
+    assert any((side.thresholds(layer, 128) > 0).any() for layer in range(2))
 
 
 @pytest.mark.parametrize("recipe", ["paper-longmamba", "paper-decimamba"])

@@ -118,6 +118,23 @@ def test_thetas_differ_in_the_channels_they_call_global():
     assert counts == sorted(set(counts), reverse=True) and min(counts) > 0
 
 
+@pytest.mark.parametrize(
+    ("recipe", "wanted"),
+    [
+        ("{search: false}", [((2,), 64, "all")]),
+        ("{search: false, weights: [global], base: 2000, scale_from: 1000}", [((2,), 128, "global")]),
+        ("{search: false, published: {made-up: {layers: [1], base: 100}}}", [((1,), 100, "all")]),
+        ("{first_layer: null, base: 2000, scale_from: 1000, weights: [all]}", [((2,), 128, "all")]),
+        ("{first_layer: [1, 3], base_factors: [1], weights: [all]}", [((1,), 64, "all"), ((3,), 64, "all")]),
+    ],
+)
+def test_the_decimations_that_are_compared(recipe, wanted):
+    searching = search(lambda *_: 0.0, f"decimate: {recipe}")
+    searching.scoring.lm.source = SimpleNamespace(name="made-up")
+    picks = [candidate.decimate for candidate in searching._decimation_grid()]
+    assert [(pick.layers, pick.base, pick.score) for pick in picks] == wanted
+
+
 def test_stretched_tables_are_made_once():
     tables = search(lambda *_: 0.0, "").scoring.tables
     pick = FilterPick(-5.0, (1, 3), 0.4)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from longscan.calibrate.recipe.recipe import parse_recipe
 from longscan.calibrate.stages.job import Job
 from longscan.calibrate.stages.texts import Tokens
 
@@ -22,3 +23,17 @@ def test_every_text_has_as_many_windows(texts, count):
     windows = torch.zeros(60, 8)
     tokens = Tokens([], [[]] * texts, windows, windows, windows, 4, {})
     assert len(tokens.first(tokens.searched, 15)) == count and len(tokens.first(tokens.judged, 99)) == 60
+
+
+@pytest.mark.parametrize(
+    ("recipe", "outright"),
+    [
+        ("", {"none"}),
+        ("decimate: {search: false}", {"none", "decimate"}),
+        ("filter: {fit: published}", {"none", "filter", "decimate", "both", "auto"}),
+    ],
+)
+def test_only_what_the_recipe_says_outright_is_not_searched(recipe, outright):
+    for method in ("none", "filter", "decimate", "both", "auto"):
+        job = Job(None, parse_recipe(recipe, "mine"), SimpleNamespace(method=method), None, [512], [])
+        assert job.searches == (method not in outright), method
