@@ -22,12 +22,13 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     WithJsonSchema,
+    model_validator,
 )
 
 from ..errors import UserError, first_line
 from ..lengths import parse_length
 from ..texts.sources import recorded_source
-from .refused import EXPECTED, Unordered, refusal
+from .refused import EXPECTED, Unfit, refusal
 
 T = TypeVar("T")
 ScoreChannels = Literal["all", "global"]
@@ -57,13 +58,13 @@ def _listed(value: object) -> object:
 
 def _once(values: tuple[T, ...]) -> tuple[T, ...]:
     if len(set(values)) != len(values):
-        raise Unordered("a list that holds each once")
+        raise Unfit("a list that holds each once")
     return values
 
 
 def _rising(values: tuple[float, ...]) -> tuple[float, ...]:
     if list(values) != sorted(values):
-        raise Unordered("a list in rising order")
+        raise Unfit("a list in rising order")
     return values
 
 
@@ -75,7 +76,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), _NUMBER]
 UpToOne = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), _NUMBER]
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False), _NUMBER]  # neither none nor all
 Factor = Annotated[float, Field(gt=1, allow_inf_nan=False), _NUMBER]
-Confidence = Annotated[float, Field(gt=0.5, lt=1, allow_inf_nan=False), _NUMBER]
+Confidence = Annotated[float, Field(gt=0.5, le=0.999, allow_inf_nan=False), _NUMBER]  # that a bootstrap can tell
 _LENGTH = {"type": ["integer", "string"], EXPECTED: "a number of tokens such as 4096 or 4k"}
 Length = Annotated[int, BeforeValidator(_length), WithJsonSchema(_LENGTH)]
 Several = Annotated[tuple[T, ...], BeforeValidator(_listed), AfterValidator(_once)]  # a list, maybe empty
@@ -119,6 +120,12 @@ class PublishedFilter(Section):
     train_length: Length | None = Field(None, description="the L the row was published for")
 
 
+_OF_ONE_FIT = {  # keys of a filter that the other fit does not read
+    "published": ("clamp", "aggregate", "table", "start", "interpolate", "scale_from"),
+    "mass": ("mass", "g_fit", "layers"),
+}
+
+
 class Filter(Section):
     theta: Some[UpToOne] = Field(
         (1e-30, 1e-10, 1e-05, 0.01),
@@ -134,19 +141,38 @@ class Filter(Section):
         "auto",
         description="delta at S: as at L, or measured at S layer after layer; auto: what scores better; fit mass only",
     )
-    clamp: Share | None = Field(None, description="the published C; null: delta is not clamped")
+    clamp: Share | None = Field(None, description="the published C; null: delta is not clamped; fit published only")
     aggregate: Literal["mean", "max"] = Field("mean", description="g over sequences; fit published only")
     table: Rising[Length] | None = Field(
-        None, description="lengths at which g is stored, besides the requested ones; null: the requested ones alone"
+        None,
+        description="lengths at which g is stored, besides the requested ones; null: these alone; fit published only",
     )
-    start: Length | None = Field(None, description="length the filter is active from; null: right above L")
-    interpolate: StrictBool = Field(True, description="g between stored lengths: interpolated, or the nearest entry's")
-    layers: Literal["all", "search"] | Layers = Field("search", description="layers that are filtered")
+    start: Length | None = Field(
+        None, description="length the filter is active from; null: right above L; fit published only"
+    )
+    interpolate: StrictBool = Field(
+        True, description="g between stored lengths: interpolated, or the nearest entry's; fit published only"
+    )
+    layers: Literal["all", "search"] | Layers = Field(
+        "search", description="layers that are filtered; fit published: all of them"
+    )
     decode: StrictBool = Field(True, description="filter generated tokens, too, unless the reader says otherwise")
     scale_from: Length | None = Field(
-        None, description="the L that table and start are stated for; they scale for a model without a published row"
+        None,
+        description="the L that table and start are stated for; they scale for a model without a published row; "
+        "fit published only",
     )
     published: dict[Text, PublishedFilter] = Field({}, description="rows by model")
+
+    @model_validator(mode="after")
+    def _read_by_its_fit(self) -> Filter:
+        """The sidecar keeps the recipe: a setting that nothing reads would be a claim that is not true."""
+        fit = "mass" if self.fit == "published" else "published"
+        default = {key: field.default for key, field in type(self).model_fields.items()}
+        unread = [key for key in _OF_ONE_FIT[fit] if getattr(self, key) not in (default[key], "all")]
+        if unread:
+            raise Unfit(f"fit: {fit}, which alone reads {', '.join(unread)}, or leave that out")
+        return self
 
 
 class PublishedDecimation(Section):

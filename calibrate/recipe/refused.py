@@ -17,8 +17,8 @@ _SHORT = reprlib.Repr()  # a few aliases of YAML are a value too long for any me
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring, _SHORT.maxother = 3, 20, 20, 80, 80
 
 
-class Unordered(ValueError):
-    """A list whose values are right and whose order or number is not; the message is what to give."""
+class Unfit(ValueError):
+    """Values that are right one by one and do not go together; the message is what to give."""
 
 
 def refusal(error: ValidationError, values: object, schema: Node) -> str:
@@ -44,7 +44,7 @@ def refusal(error: ValidationError, values: object, schema: Node) -> str:
         near = difflib.get_close_matches(str(unknown), known, n=1, cutoff=0.0) or known
         return f"unknown key {key}; did you mean {near[0]!r}? (known here: {', '.join(known)})"
     cause = found.get("ctx", {}).get("error")
-    expected = str(cause) if isinstance(cause, Unordered) else ", or ".join(map(_words, nodes))
+    expected = str(cause) if isinstance(cause, Unfit) else ", or ".join(map(_words, nodes))
     shown = " ".join(_SHORT.repr(values).split())
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return f"{key + ' is' if key else 'the file holds'} {shown}; give {expected}"

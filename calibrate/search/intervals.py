@@ -11,6 +11,9 @@ from torch import Tensor
 
 from .scoring import Score
 
+_MOST_DRAWS = 1 << 24  # torch takes a quantile of no more
+_AT_ONCE = 1 << 24  # windows drawn at once, 16 bytes each
+
 
 def interval(difference: Tensor, confidence: float, draws: int, seed: int) -> tuple[float, float]:
     """Interval of the mean of paired differences (n,) in float64; (-inf, inf) for a single one.
@@ -26,7 +29,7 @@ def value_interval(
 ) -> tuple[float, float]:
     """Interval of a weighted sum of means; the windows of different tasks are drawn independently, `draws` times, more
     where that leaves fewer than twenty in either tail."""
-    draws = max(draws, math.ceil(40 / (1 - confidence)))
+    draws = min(max(draws, math.ceil(40 / (1 - confidence))), _MOST_DRAWS)
     generator = torch.Generator().manual_seed(seed)
     centre, deviations = 0.0, torch.zeros(draws, dtype=torch.float64)
     for weight, difference in parts:
@@ -37,8 +40,10 @@ def value_interval(
             return -torch.inf, torch.inf
         mean = difference.mean()
         centre += weight * float(mean)
-        drawn = difference[torch.randint(n, (draws, n), generator=generator)].mean(1) - mean
-        deviations += weight * _widening(n, confidence) * drawn
+        some = max(1, _AT_ONCE // n)  # the draws are the same in however many parts
+        sizes = [min(some, draws - done) for done in range(0, draws, some)]
+        drawn = [difference[torch.randint(n, (rows, n), generator=generator)].mean(1) for rows in sizes]
+        deviations += weight * _widening(n, confidence) * (torch.cat(drawn) - mean)
     edge = (1 - confidence) / 2
     return centre + float(deviations.quantile(edge)), centre + float(deviations.quantile(1 - edge))
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..console import progress, say
+from ..errors import UserError
 from ..measure.measuring import LayerMeasurement
 from ..recipe.published import decimation_bases
 from ..recipe.recipe import Recipe
@@ -35,7 +36,10 @@ class LengthPicks:
 
 
 def theta_candidates(layers: Sequence[LayerMeasurement], recipe: Recipe) -> list[float]:
-    """log thetas that differ in the channels they call global, from the recipe's list and quantiles of the decays."""
+    """log thetas that differ in the channels they call global, from the recipe's list and quantiles of the decays.
+
+    Raises UserError where none calls any channel global.
+    """
     decays = torch.cat([layer.decay() for layer in layers])
     found = [float(torch.tensor(theta, dtype=torch.float64).log()) for theta in recipe.filter.theta]
     found += [float(decays.quantile(q)) for q in recipe.filter.theta_quantiles]
@@ -44,6 +48,8 @@ def theta_candidates(layers: Sequence[LayerMeasurement], recipe: Recipe) -> list
         channels = sum(int(global_channels(layer, log_theta).sum()) for layer in layers)
         if channels:  # a filter without a global channel is no filter
             distinct.setdefault(channels, log_theta)
+    if not distinct:
+        raise UserError("no channel's decay is above any filter.theta; give smaller ones or filter.theta_quantiles")
     return list(distinct.values())
 
 
@@ -51,7 +57,7 @@ def layer_sets(n_layer: int, recipe: Recipe) -> list[tuple[int, ...]]:
     """Sets of filtered layers to start from: all, or all but the first block."""
     wanted = recipe.filter.layers
     if isinstance(wanted, (list, tuple)):
-        return [tuple(i for i in wanted if i < n_layer)]
+        return [tuple(wanted)]
     everything = tuple(range(n_layer))
     if wanted == "all":
         return [everything]
@@ -74,6 +80,8 @@ class Search:
 
     def run(self, methods: set[str]) -> list[LengthPicks]:
         """Picks for every length. methods: those of filter, decimate, both, scale that may be used."""
+        self.thetas = theta_candidates(self.layers, self.recipe) if methods & {"filter", "both"} else []
+        plain_scores(self.scoring, self.lengths)
         filters = self._filters() if methods & {"filter", "both"} else {}
         decimations = self._decimations() if methods & {"decimate", "both"} else {}
         both = self._both(filters, decimations) if "both" in methods else {}
@@ -114,13 +122,12 @@ class Search:
     def _pivot_filter(self) -> FilterPick:
         """Coordinate search: share and layers, then theta, then blocks of layers, then the share finely."""
         recipe, pivot = self.recipe, self.pivot
-        thetas = theta_candidates(self.layers, recipe)
-        start = thetas[len(thetas) // 2]
+        start = self.thetas[len(self.thetas) // 2]
         mass = recipe.filter.mass
         shares = sorted({min(1.0, c) for c in (*mass.law, *(m * self.L / pivot for m in mass.factors or ()))})
         grid = [FilterPick(start, s, c) for s in layer_sets(len(self.layers), recipe) for c in shares]
         pick = self._best(grid, pivot)
-        pick = self._widest([pick, *(replace(pick, log_theta=theta) for theta in thetas)], pivot)
+        pick = self._widest([pick, *(replace(pick, log_theta=theta) for theta in self.thetas)], pivot)
         if recipe.filter.layers == "search":
             pick = self._drop_blocks(pick)
         return self._mass(pick, pivot)
@@ -172,7 +179,7 @@ class Search:
 
     def _theta(self, pick: FilterPick, length: int) -> FilterPick:
         """Another theta at this length, if it is better beyond doubt: a new theta starts a new band."""
-        others = [replace(pick, log_theta=theta) for theta in theta_candidates(self.layers, self.recipe)]
+        others = [replace(pick, log_theta=theta) for theta in self.thetas]
         best = self._best([pick, *others], length)
         return best if self._clearly(Candidate(best), Candidate(pick), length, len(others)) else pick
 

@@ -12,6 +12,7 @@ from ..recipe.recipe import Recipe
 from ..search.scoring import Objective
 from ..search.search import pivot_of
 from ..work.processes import Processes
+from .unfit import refuse_unfit
 
 _FEW = 15  # windows are not halved
 _JUDGED = 4  # times as many windows decide at a short length as are searched on, at most
@@ -45,7 +46,7 @@ class Job:
 
     @staticmethod
     def of(lm: LM, recipe: Recipe, options: Options, processes: Processes) -> Job:
-        """Raises UserError where methods or lengths do not fit the model."""
+        """Raises UserError where methods, lengths or recipe do not fit the model."""
         lm = lm.with_sidecar(None)
         lm.filter_decode = recipe.filter.decode  # candidates are read as the sidecar will be
         methods, lengths = allowed_methods(options.method, recipe, lm.hybrid), sorted(options.lengths)
@@ -60,6 +61,7 @@ class Job:
             raise UserError(
                 f"this recipe searches nothing and has no settings for --method {options.method}; give another --recipe"
             )
+        refuse_unfit(lm, recipe, options.train_length, lengths, methods, job.searches)
         return job
 
     @property

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...runtime.sidecar.sidecar import Band
+from ..errors import UserError
 from ..measure.measuring import LayerMeasurement, PublishedTable
 from ..recipe.published import published_filter
 from ..search.candidates import FilterPick, published_pick
@@ -24,7 +25,10 @@ def published_table(job: Job) -> PublishedTable | None:
 
 
 def unsearched_band(job: Job, tables: Tables) -> tuple[Band, Mapping[str, Tensor]]:
-    """One band for all lengths, of what the recipe and --method say outright."""
+    """One band for all lengths, of what the recipe and --method say outright.
+
+    Raises UserError where the filter's theta calls no channel global.
+    """
     if job.options.method == "none":
         return band_entry("none", {}, None, job.lengths, job.L), {}
     recipe, name, L, layers, tensors = job.recipe, job.lm.source.name, job.L, tables.layers, {}
@@ -35,11 +39,13 @@ def unsearched_band(job: Job, tables: Tables) -> tuple[Band, Mapping[str, Tensor
         log_theta = float(torch.tensor(settings.theta, dtype=torch.float64).log())
         start = settings.start
         tensors["lengths"] = torch.tensor(fitted[0])
-        rows = []
-        for layer in layers:
-            each = layer.published
-            g = each.mean(0) if recipe.filter.aggregate == "mean" else each.amax(0)
-            rows.append(torch.where(layer.decay(recipe.filter.aggregate) > log_theta, g, 0.0))
+        rows, aggregate = [], recipe.filter.aggregate
+        far = [layer.decay(aggregate) > log_theta for layer in layers]
+        if not any(bool(channels.any()) for channels in far):
+            raise UserError(f"no channel's decay is above filter.theta {settings.theta:g}; give a smaller one")
+        for layer, channels in zip(layers, far):
+            g = layer.published.mean(0) if aggregate == "mean" else layer.published.amax(0)
+            rows.append(torch.where(channels, g, 0.0))
         tensors["thresholds"] = torch.stack(rows, 1).float()
         mass = {str(n): _kept_mass(layers, tensors["thresholds"][k], n, L) for k, n in enumerate(fitted[0])}
         mass = {n: value for n, value in mass.items() if value > 0}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..search.recall import settle_objective
 from ..search.scoring import Objective, Scoring
-from ..search.search import LengthPicks, Search, plain_scores
+from ..search.search import LengthPicks, Search
 from ..texts.passkey import Salt
 from ..texts.prompts import PasskeyTrials, asked_windows
 from ..work.journal import Journal
@@ -42,7 +42,6 @@ def search(job: Job, measured: Measured, journal: Journal) -> Found:
         job.lm, measured.tables, objective, *compared(job, tokens, windows, objective, options.seed), tokens.tail,
         job.batch_tokens, journal, job.processes, texts=len(tokens.held_out),
     )  # fmt: skip
-    plain_scores(scoring, job.lengths)
     searching = Search(scoring, job.recipe, job.lengths, options.seed)
     picks = searching.run(set(job.methods))
     record = measured.record | {

@@ -100,6 +100,13 @@ def test_eval_and_generate_take_it(calibrated, folder):
     call("generate", *place, "--prompt", "It was a dark and stormy night " * 4, "--max-new-tokens", 4)
 
 
+def test_a_sequential_fit_is_refused_before_any_work(run, folder, tmp_path):
+    (tmp_path / "mine.yaml").write_text(RECIPE.replace("g_fit: auto", "g_fit: sequential"))
+    result = call(*run, "--recipe", tmp_path / "mine.yaml", "--out", tmp_path / "no.safetensors", code=1)
+    assert "filter.g_fit sequential" in result.stderr.strip().splitlines()[-1]
+    assert list(tmp_path.iterdir()) == [tmp_path / "mine.yaml"]
+
+
 def test_decimation_is_refused_before_any_work(run, tmp_path):
     for method in ("decimate", "both"):
         result = call(*run, "--method", method, "--out", tmp_path / "no.safetensors", code=1)

@@ -10,9 +10,10 @@ import torch
 
 from longscan.calibrate.errors import UserError
 from longscan.calibrate.recipe.recipe import Policy
+from longscan.calibrate.search import intervals
 from longscan.calibrate.search.candidates import Candidate, DecimatePick, FilterPick
 from longscan.calibrate.search.choice import choose
-from longscan.calibrate.search.intervals import clearly_better
+from longscan.calibrate.search.intervals import clearly_better, interval
 from longscan.calibrate.search.recall import settle_objective
 from longscan.calibrate.search.scoring import Score
 from longscan.calibrate.search.search import LengthPicks
@@ -154,6 +155,19 @@ def test_recall_decides_only_for_a_model_that_has_it_at_its_own_length(monkeypat
 
 def raising(*_):
     raise UserError("a passkey prompt needs at least 100 tokens, asked for 16")
+
+
+def test_an_interval_is_the_same_in_however_many_parts_it_is_drawn(monkeypatch):
+    difference = score(noise=1.0).losses
+    whole = interval(difference, 0.95, 1000, 0)
+    monkeypatch.setattr(intervals, "_AT_ONCE", 7 * N)
+    assert interval(difference, 0.95, 1000, 0) == whole
+
+
+def test_a_confidence_asks_for_no_more_draws_than_a_quantile_is_taken_of(monkeypatch):
+    monkeypatch.setattr(intervals, "_MOST_DRAWS", 500)
+    difference = score(noise=1.0).losses
+    assert interval(difference, 1 - 1e-9, 100, 0) == interval(difference, 1 - 1e-9, 500, 0)
 
 
 def test_any_number_is_clearly_better_than_none():

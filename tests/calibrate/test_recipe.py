@@ -101,6 +101,13 @@ BOMB = "\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i i
         ("filter: {table: [2k, 1k]}", ["filter.table", "rising"]),
         ("filter: {layers: some}", ["filter.layers is 'some'", "all, search", "list of layer numbers"]),
         ("filter: 3", ["filter is 3", "mapping"]),
+        ("filter: {clamp: 0.2}", ["filter is {'clamp': 0.2}", "give fit: published", "reads clamp"]),
+        ("filter: {aggregate: max, start: 3k}", ["fit: published", "reads aggregate, start"]),
+        ("filter: {interpolate: false}", ["fit: published", "reads interpolate"]),
+        ("filter: {table: [1k], scale_from: 2k}", ["fit: published", "reads table, scale_from"]),
+        ("filter: {fit: published, layers: [2]}", ["fit: mass", "reads layers"]),
+        ("filter: {fit: published, g_fit: stretched}", ["fit: mass", "reads g_fit"]),
+        ("policy: {confidence: 0.999999}", ["policy.confidence is 0.999999", "above 0.5 and at most 0.999"]),
         ("decimate: {beta: [1.5]}", ["decimate.beta[0] is 1.5", "at most 1"]),
         ("decimate: {weights: [local]}", ["decimate.weights[0] is 'local'", "all, global"]),
         ("lengths: [4k, 0]", ["lengths[1] is 0", "4096 or 4k"]),
@@ -122,6 +129,11 @@ def test_mistakes_are_refused_by_name(content: str, parts: list[str]) -> None:
     assert message.startswith("recipe mine") and "\n" not in message and ";" in message
     for part in parts:
         assert part in message, message
+
+
+def test_settings_that_the_fit_does_not_read_may_stand_at_their_defaults() -> None:
+    parse_recipe("filter: {interpolate: true, clamp: null, aggregate: mean}", "mine")
+    parse_recipe("filter: {fit: published, layers: all, g_fit: auto}", "mine")
 
 
 def test_numbers_as_yaml_reads_them() -> None:

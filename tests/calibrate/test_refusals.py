@@ -96,6 +96,35 @@ def test_one_line(place, monkeypatch, arguments, code, message):
     assert result.exit_code == code and result.stdout == ""
 
 
+RECIPES = [
+    ("filter: {layers: [2, 77]}", "auto", "filter.layers names layer 77 and the model has layers 0 to 4"),
+    ("filter: {layers: [99], g_fit: stretched}", "filter", "filter.layers names layer 99"),
+    ("filter: {theta: [1.0], theta_quantiles: []}", "filter", "no channel's decay is above any filter.theta"),
+    ("filter: {theta: [1.0], fit: published}", "filter", "no channel's decay is above filter.theta 1"),
+    ("decimate: {first_layer: [99]}", "decimate", "decimate.first_layer names layer 99"),
+    ("decimate: {search: false, first_layer: [12], base: 500}", "decimate", "decimate.first_layer names layer 12"),
+    ("decimate: {published: {demo: {layers: [2, 9]}}}", "decimate", "decimate.published names layer 9"),
+    ("decimate: {base: 8k}", "auto", "keeps 8192 tokens at least, which are no fewer than 512"),
+    ("decimate: {base_factors: [2]}", "decimate", "keeps 512 tokens at least, which are no fewer than 512"),
+    ("decimate: {search: false, base: 8k}", "decimate", "keeps 8192 tokens at least, which are no fewer than 512"),
+    ("decimate: {search: false, base: 8k}", "auto", "keeps 8192 tokens at least, which are no fewer than 512"),
+    ("filter: {fit: published}", "scale", "no settings for --method scale"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "method", "message"), RECIPES)
+def test_a_recipe_that_the_model_or_the_lengths_do_not_fit(place, monkeypatch, recipe, method, message):
+    monkeypatch.chdir(place)
+    Path("mine.yaml").write_text(recipe)
+    Path("books").mkdir(exist_ok=True)
+    for name, size in (("a", 300), ("b", 30000)):
+        Path("books", f"{name}.txt").write_text(("hello world " * 3000)[:size])
+    given = ["run", "--model", "demo", "--texts", "books", "--out", "x.st", "--samples", "2", "--lengths", "512"]
+    result = CliRunner().invoke(cli, [*given, "--recipe", "mine.yaml", "--method", method, "--plan"])
+    assert isinstance(result.exception, SystemExit) and result.exit_code == 1, result.exception
+    assert result.stdout == "" and message in result.stderr.splitlines()[-1], result.stderr
+
+
 @pytest.mark.parametrize(
     ("number", "advice"),
     [

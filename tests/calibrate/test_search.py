@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from longscan.calibrate.errors import UserError
 from longscan.calibrate.measure.measuring import LayerMeasurement
 from longscan.calibrate.measure.sketch import DeltaSketch
 from longscan.calibrate.recipe.recipe import parse_recipe
@@ -116,6 +117,13 @@ def test_thetas_differ_in_the_channels_they_call_global():
     found = theta_candidates([layer(i) for i in range(N_LAYER)], parse_recipe("", "default"))
     counts = [int((layer(0).decay() > log_theta).sum()) for log_theta in found]
     assert counts == sorted(set(counts), reverse=True) and min(counts) > 0
+
+
+def test_no_theta_that_calls_a_channel_global_is_an_error_before_anything_is_scored():
+    searching = search(lambda *_: 0.0, "filter: {theta: [1.0], theta_quantiles: []}")
+    with pytest.raises(UserError, match="give smaller ones"):
+        searching.run({"filter"})
+    assert searching.scoring.asked == []
 
 
 @pytest.mark.parametrize(
