@@ -187,6 +187,8 @@ class Search:
         """The same pick under the fits of g that the recipe allows; the stretched one unless another is better."""
         if self.recipe.filter.g_fit == "stretched" or self.scoring.lm.hybrid:
             return pick
+        if length > self.scoring.tables.swept_to:  # told when the texts were read
+            return pick
         fit: Fit = "sequential"
         shares = sorted({min(_MOST, round(pick.share * step, 6)) for step in (0.71, 1.0, 1.41)})
         best = self._best([replace(pick, share=share, fit=fit) for share in shares], length)

@@ -19,11 +19,12 @@ Sweep = Callable[[FilterPick, "DecimatePick | None", float, int], Tensor]  # sha
 
 @dataclass
 class Tables:
-    """Builds bands from measurements. sweep: makes the tables of sequential fits."""
+    """Builds bands from measurements. sweep: makes the tables of sequential fits, of up to `swept_to` tokens."""
 
     layers: Sequence[LayerMeasurement]
     train_length: int
     sweep: Sweep
+    swept_to: float = math.inf
     _stretched: dict[tuple[int, float], Tensor] = field(default_factory=dict)  # (layer, share) -> g before theta
 
     def thresholds(self, pick: FilterPick, shares: Sequence[float]) -> Tensor:
@@ -64,7 +65,7 @@ class Tables:
         cheap = pick is None or pick.fit == "stretched"  # a row of a sequential fit costs a sweep of its length
         last = max(lengths) if top is None or only else top
         at = sorted(lengths) if few else table_lengths(L, last, lengths, fine=cheap and not only)
-        swept_to = len(at)
+        rows_swept = sum(n <= self.swept_to for n in at)
         if top is None and not only:
             at += [round(last * 2 ** (k / 2)) for k in range(1, BEYOND + 1)]
         if pick or scale:
@@ -76,9 +77,9 @@ class Tables:
                 tensors["thresholds"] = self.thresholds(pick, kept)
             else:
                 fits = [decimate] if decimate and only else [None, decimate] if decimate else [None]
-                rows = list(zip(at, kept))[:swept_to]
+                rows = list(zip(at, kept))[:rows_swept]
                 swept = {fit: torch.stack([self.sweep(pick, fit, c, n) for n, c in rows]) for fit in fits}
-                past = self.thresholds(pick, kept[swept_to - 1 :])
+                past = self.thresholds(pick, kept[rows_swept - 1 :])
                 swept = {fit: torch.cat([table, _as_far_apart(table[-1], past)]) for fit, table in swept.items()}
                 if decimate:
                     tensors["both"] = swept[decimate]

@@ -79,6 +79,12 @@ class Job:
         outright = self.options.method == "decimate" and not self.recipe.decimate.search
         return self.options.method != "none" and self.recipe.filter.fit != "published" and not outright
 
+    @property
+    def sweeps(self) -> bool:
+        """Whether g is fitted sequentially as well, where the measured text is long enough."""
+        filters = self.searches and bool({"filter", "both"} & set(self.methods))
+        return filters and self.recipe.filter.g_fit != "stretched" and not self.lm.hybrid
+
     def searching(self, length: int) -> int:
         """Windows that candidates are compared on at a length: half of them beyond the pivot, where they cost most and
         only what was best there is compared."""

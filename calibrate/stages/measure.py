@@ -8,6 +8,7 @@ from typing import Any
 from ..measure.measuring import measured
 from ..search.sequential import Sweeper
 from ..search.tables import Tables
+from ..texts.windows import longest_of
 from ..work.journal import Journal
 from .job import Job
 from .published import published_table
@@ -34,4 +35,4 @@ def measure(job: Job, tokens: Tokens, journal: Journal) -> Measured:
         job.lm, layers, tokens.fit, job.recipe.measure.sweep_windows * job.L, job.batch_tokens, job.options.seed,
         journal, job.processes,
     )  # fmt: skip
-    return Measured(tokens, Tables(layers, job.L, sweeper), sweeper, record)
+    return Measured(tokens, Tables(layers, job.L, sweeper, longest_of(tokens.fit)), sweeper, record)

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..console import say
 from ..errors import UserError
 from ..texts.sources import read_texts, split_documents
 from ..texts.tokens import Enough, encode
-from ..texts.windows import token_windows
+from ..texts.windows import longest_of, token_windows
 from .job import Job
 
 _TOKENS_FOR_ONE = 30  # tokens at L for one that is kept: m is about 0.35, and what is kept about ten times the mean
@@ -61,6 +62,7 @@ def read(job: Job) -> Tokens:
     enough = Enough(max(choosing, _DOCUMENTS), longest, choosing * longest)
     held_out = [encode(lm, part, enough) for _, part in parts]
     windows = token_windows(fit, job.L, count, tail=job.L, seed=options.seed)
+    unswept = _unswept(job, fit, texts[0].name)
     tail = min(_MOST_TAIL, job.L // 2)
     none = torch.empty(0, longest, dtype=torch.int64)
     searched, judged = _held_out_windows(job, held_out, choosing, tail) if job.searches else (none, none)
@@ -77,8 +79,24 @@ def read(job: Job) -> Tokens:
         "samples": options.samples,
         "device": lm.device.type,
         "dtype": str(lm.weights.embedding.dtype).removeprefix("torch."),
-    }
+    } | ({"unswept": unswept} if unswept else {})
     return Tokens(fit, held_out, windows, searched, judged, tail, record)
+
+
+def _unswept(job: Job, fit: Sequence[Tensor], name: str) -> list[int]:
+    """Lengths that no measured document has, so that nothing can be swept there; told. Raises UserError where g is to
+    be fitted so alone."""
+    most = longest_of(fit)
+    short = [n for n in job.lengths if n > most] if job.sweeps else []
+    if short and job.recipe.filter.g_fit == "sequential":
+        raise UserError(
+            f"filter.g_fit sequential reads {short[-1]} tokens and the longest measured document of {name} has {most}; "
+            "give longer documents (the last ones are held out), shorter --lengths or g_fit: auto"
+        )
+    if short:
+        left = ", ".join(map(str, short))
+        say(f"{name}: the longest measured document has {most} tokens; left out: sequential fits of g at {left}")
+    return short
 
 
 def _measuring_windows(job: Job) -> int:

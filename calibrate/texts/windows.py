@@ -28,9 +28,8 @@ def token_windows(token_docs: Sequence[TokenDoc], length: int, count: int, *, ta
         raise ValueError(f"need 1 <= tail <= length and count >= 1, not tail {tail}, length {length}, count {count}")
     docs = [torch.as_tensor(doc, dtype=torch.int64) for doc in token_docs if len(doc) >= length]
     if not docs:
-        longest = max((len(doc) for doc in token_docs), default=0)
         raise UserError(
-            f"no document has {length} tokens, the longest has {longest}; "
+            f"no document has {length} tokens, the longest has {longest_of(token_docs)}; "
             "give shorter --lengths or longer documents with --texts"
         )
     draw = random.Random(seed)
@@ -39,6 +38,11 @@ def token_windows(token_docs: Sequence[TokenDoc], length: int, count: int, *, ta
     ends = [_ends(len(doc), length, quota, tail, draw) for doc, quota in zip(docs, quotas)]
     rounds = range(max(quotas))
     return torch.stack([doc[end[i] - length : end[i]] for i in rounds for doc, end in zip(docs, ends) if i < len(end)])
+
+
+def longest_of(token_docs: Sequence[TokenDoc]) -> int:
+    """Tokens of the longest document."""
+    return max(map(len, token_docs), default=0)
 
 
 def at_length(windows: Tensor, length: int) -> Tensor:

@@ -97,6 +97,22 @@ def test_the_mass_kept_has_no_seam_at_a_cut_between_bands(layers, cut):
         assert abs(math.log(other / one)) < 0.05
 
 
+def test_no_sweep_is_longer_than_the_measured_text(layers):
+    """Rows beyond it follow the stretched fit from the last one that was swept."""
+    asked, pick = [], replace(WORKING, share=0.4, fit="sequential")
+
+    def sweep(pick, decimate, share, length):
+        asked.append(length)
+        return 2 * tables.thresholds(pick, [share])[0]
+
+    tables = Tables(layers, L, sweep, swept_to=300)
+    found = tables.band([128], {128: pick}, None, None, shares={128: 0.4, 1024: 0.1}, top=1024)
+    assert 128 in asked and max(asked) <= 300 < found["lengths"].max() == 1024
+    stretched = Tables(layers, L, sweep).band([128], {128: WORKING}, None, None, shares={128: 0.4, 1024: 0.1}, top=1024)
+    last = dict(zip(stretched["lengths"].tolist(), stretched["thresholds"]))[1024]
+    torch.testing.assert_close(found["thresholds"][-1], 2 * last)
+
+
 def test_beyond_the_last_length_m_holds_and_the_plan_says_so(layers):
     side = sidecar(layers, decimations(48, 48, 48, 48), ["filter"] * 4)
     assert not side.plan(1024).extrapolated

@@ -202,6 +202,19 @@ def test_a_decimation_that_is_not_searched_is_compared_with_the_others(folder, t
     assert any((side.thresholds(layer, 128) > 0).any() for layer in range(2))
 
 
+def test_a_sweep_that_no_measured_document_is_long_enough_for_is_left_out(folder, text, tmp_path):
+    """The last document is held out, and may be the only long one."""
+    out, mix = tmp_path / "one.st", tmp_path / "mix"
+    mix.mkdir()
+    for name, size in (("a", 600), ("b", 40000)):
+        (mix / f"{name}.txt").write_text(text.read_text()[:size])
+    given = ("--train-length", 64, "--lengths", "128,1024", "--samples", 4, "--method", "filter", "--out", out)
+    result = call("run", "--model", folder, "--texts", mix, *given)
+    assert "left out: sequential fits of g at 1024" in result.stderr
+    made = json.loads(Sidecar.read(out).metadata["calibration"])
+    assert made["unswept"] == [1024] and [fit["length"] for fit in made["fits"]] == [128]
+
+
 @pytest.mark.parametrize("recipe", ["paper-longmamba", "paper-decimamba"])
 def test_published_recipes(published, text, tmp_path, recipe):
     out = tmp_path / "paper.st"

@@ -109,6 +109,7 @@ RECIPES = [
     ("decimate: {search: false, base: 8k}", "decimate", "keeps 8192 tokens at least, which are no fewer than 512"),
     ("decimate: {search: false, base: 8k}", "auto", "keeps 8192 tokens at least, which are no fewer than 512"),
     ("filter: {fit: published}", "scale", "no settings for --method scale"),
+    ("filter: {g_fit: sequential}", "filter", "the longest measured document of books has 300; give longer"),
 ]
 
 
