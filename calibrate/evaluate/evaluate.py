@@ -150,39 +150,46 @@ def _prompts(lm: LM, documents: Sequence[Tensor], request: Request) -> dict[int,
 
 
 def _rows(lm: LM, request: Request, sets: Mapping[int, Readable]) -> list[dict[str, Any]]:
-    jobs = [(length, method) for length in sets for method in request.methods]
-    plans = {job: resolve(lm, *job) for job in jobs}  # refuse before hours of work, not after
+    """In the order asked for. The plain model is read in any case: every error is that of the difference from it."""
+    cells = [(length, method) for length in sets for method in dict.fromkeys(("none", *request.methods))]
+    plans = {cell: resolve(lm, *cell) for cell in cells}  # refuse before hours of work, not after
     done: dict[Plan, tuple[Tensor, float]] = {}  # equal plans are read once
-    rows = []
-    for length, method in progress(jobs, "evaluating", unit="cell"):
-        plan, plain = plans[length, method], Plan("none", length)
-        tokens, read = sets[length]
+    for length, method in progress(cells, "evaluating", unit="cell"):
+        plan = plans[length, method]
         if plan not in done:
             began = time.monotonic()
-            done[plan] = (read(method), time.monotonic() - began)
-        values, seconds = done[plan]
-        value, influence = _reported(values, request.task)
-        if plain in done and plan != plain:  # the error of the difference from the plain model's
-            influence = influence - _reported(done[plain][0], request.task)[1]
-        n = len(values)
-        error = float(influence.std()) / math.sqrt(n) if n > 1 else None
-        row: dict[str, Any] = {
-            "length": length,
-            "method": method,
-            "resolved_method": plan.method,
-            **({"rotary": plan.rotary.factor} if plan.rotary else {}),
-            "extrapolated": plan.extrapolated,
-            "value": round(value, 6),
-            "stderr": None if error is None else round(error, 6),
-            "windows": n,
-            "seconds": round(seconds, 3),
-            "tokens": tokens,
-        }
-        if request.task != "perplexity":
-            by_depth = values.view(-1, len(DEPTHS)).mean(0)
-            row["depths"] = {str(depth): round(float(share), 4) for depth, share in zip(DEPTHS, by_depth)}
-        rows.append(row)
-    return rows
+            done[plan] = (sets[length][1](method), time.monotonic() - began)
+    return [
+        _row(method, plans[length, method], sets[length][0], done, request.task)
+        for length in sets
+        for method in request.methods
+    ]
+
+
+def _row(method: str, plan: Plan, tokens: int, done: Mapping[Plan, tuple[Tensor, float]], task: Task) -> dict[str, Any]:
+    plain = Plan("none", plan.length)
+    values, seconds = done[plan]
+    value, influence = _reported(values, task)
+    if plan != plain:
+        influence = influence - _reported(done[plain][0], task)[1]
+    n = len(values)
+    error = float(influence.std()) / math.sqrt(n) if n > 1 else None
+    row: dict[str, Any] = {
+        "length": plan.length,
+        "method": method,
+        "resolved_method": plan.method,
+        **({"rotary": plan.rotary.factor} if plan.rotary else {}),
+        "extrapolated": plan.extrapolated,
+        "value": round(value, 6),
+        "stderr": None if error is None else round(error, 6),
+        "windows": n,
+        "seconds": round(seconds, 3),
+        "tokens": tokens,
+    }
+    if task != "perplexity":
+        by_depth = values.view(-1, len(DEPTHS)).mean(0)
+        row["depths"] = {str(depth): round(float(share), 4) for depth, share in zip(DEPTHS, by_depth)}
+    return row
 
 
 def _reported(values: Tensor, task: Task) -> tuple[float, Tensor]:

@@ -149,6 +149,11 @@ def test_eval_perplexity_is_paired(calibrated, folder, text):
     # every length scores the same tokens: a window of 256 ends where that of 64 does
     alone = json.loads(call(*base, "--lengths", "64,256", "--windows", 3, "--methods", "none").stdout)
     assert [r["value"] for r in alone["rows"]] == [rows[64, "none"]["value"], rows[256, "none"]["value"]]
+    # the error is that of the difference from the plain model, wherever and whether that is asked for
+    for methods in ("filter", "filter,none"):
+        again = json.loads(call(*base, "--lengths", "64,256", "--windows", 3, "--methods", methods).stdout)["rows"]
+        assert [row["method"] for row in again] == methods.split(",") * 2
+        assert [row["stderr"] for row in again] == [rows[row["length"], row["method"]]["stderr"] for row in again]
     pg19 = json.loads(call(*base, "--lengths", 256, "--windows", 3, "--methods", "none", "--protocol", "pg19").stdout)
     assert pg19["rows"][0]["value"] > 0 and pg19["protocol"] == "pg19"
 
