@@ -68,6 +68,7 @@ def _rising(values: tuple[float, ...]) -> tuple[float, ...]:
     return values
 
 
+Line = Annotated[str, StringConstraints(strict=True, strip_whitespace=True)]
 Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, min_length=1)]
 Count = Annotated[StrictInt, Field(ge=1, le=1 << 62)]
 Index = Annotated[StrictInt, Field(ge=0, le=1 << 62)]
@@ -246,7 +247,7 @@ class Policy(Section):
 
 class Recipe(Section):
     name: Text = Field("default", description="short name; the file's, unless it says otherwise")
-    description: Text = Field("", description="one line")
+    description: Line = Field("", description="one line, maybe empty")
     models: Several[Text] = Field((), description="models whose own recipe this is")
     texts: TextSources = Field(TextSources(), description="SOURCEs")
     train_length: Length | None = Field(None, description="L; null: the model's config or --train-length says")

@@ -40,7 +40,7 @@ def refusal(error: ValidationError, values: object, schema: Node) -> str:
         known = sorted(name for node in nodes for name in node.get("properties", ()))
         key = f"{key}.{unknown}".lstrip(".")
         if not known:
-            return f"{key} is no name; give {_words({'type': 'string'})}"
+            return f"{key} is no name; give {_words({'type': 'string', 'minLength': 1})}"
         near = difflib.get_close_matches(str(unknown), known, n=1, cutoff=0.0) or known
         return f"unknown key {key}; did you mean {near[0]!r}? (known here: {', '.join(known)})"
     cause = found.get("ctx", {}).get("error")
@@ -83,7 +83,7 @@ def _words(node: Node) -> str:
         return " ".join(["a number", " and ".join(given)]).strip()
     return {
         "object": "a mapping of keys to values",
-        "string": "text that is not empty",
+        "string": "text that is not empty" if node.get("minLength") else "text",
         "boolean": "true or false",
         "null": "null",
     }[node["type"]]

@@ -17,6 +17,7 @@ from longscan.calibrate.recipe.recipe import (
     recipe_names,
     to_json,
 )
+from longscan.calibrate.summary import to_yaml
 
 NAMES = ["default", "demo", *(f"mamba-{size}" for size in ("1.4b", "130m", "2.8b", "370m", "790m"))]
 NAMES += [f"mamba2-{size}" for size in ("1.3b", "130m", "2.7b", "370m", "780m")]
@@ -76,6 +77,12 @@ def test_an_empty_recipe_is_the_defaults() -> None:
     assert parse_recipe("", "default") == Recipe()
 
 
+@pytest.mark.parametrize("content", ["", "lengths: [512]\nmethod: filter", "length_factors: [2]\ndescription: ''"])
+def test_what_is_written_out_is_read_back(content: str) -> None:
+    recipe = parse_recipe(content, "mine")
+    assert parse_recipe(to_yaml(json.loads(to_json(recipe))), "back") == recipe
+
+
 # A list of 2**40 names, which is small until somebody writes it out.
 BOMB = "\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 41)), "models: *a40"])
 
@@ -114,6 +121,8 @@ BOMB = "\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i i
         ("lengths: [4k]\nlength_factors: [2]", ["lengths and length_factors", "keep one"]),
         ("length_factors: [1]", ["length_factors[0] is 1", "above 1"]),
         ("method: fliter", ["method is 'fliter'", "decimate, both"]),
+        ("name: ''", ["name is ''", "text that is not empty"]),
+        ("description: 3", ["description is 3; give text"]),
         ("seed: 1\nseed: 2", ["seed is given twice"]),
         ("- a", ["['a']", "a mapping"]),
         ("a: [", ["not YAML", "line 1"]),
