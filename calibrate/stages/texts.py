@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..console import say
 from ..errors import UserError
-from ..texts.sources import read_texts, split_documents
+from ..texts.sources import apart, read_texts, split_documents
 from ..texts.tokens import Enough, encode
 from ..texts.windows import longest_of, token_windows
 from .job import Job
@@ -55,7 +55,7 @@ def read(job: Job) -> Tokens:
     choose on.
     """
     lm, options = job.lm, job.options
-    texts = [read_texts(source, role="run") for source in options.texts]
+    texts = apart([read_texts(source, role="run") for source in options.texts])
     count, choosing, longest = _measuring_windows(job), _choosing_windows(job), job.lengths[-1]
     parts = [split_documents(each, job.recipe.held_out) for each in texts]
     fit = encode(lm, parts[0][0], Enough(min(count, _DOCUMENTS), longest, _SPREAD * count * job.L))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -80,6 +80,25 @@ def recorded_source(source: str) -> str:
     if source in ("demo", "-") or (parse_hub_source(source) and not _looks_like_path(source)):
         return source
     return re.split(r"[/\\]", source.rstrip("/\\"))[-1] or "texts"
+
+
+def apart(sources: Sequence[Texts]) -> list[Texts]:
+    """Each source without the documents that an earlier one holds: parted on its own, it may put them on another side.
+
+    Raises:
+        UserError: nothing is left of a source.
+    """
+    seen: set[str] = set()
+    found = []
+    for texts in sources:
+        kept = [document for document in texts.documents if document not in seen]
+        if not kept:
+            raise UserError(f"{texts.name} holds nothing that an earlier text does not hold; leave that --texts out")
+        if len(kept) < len(texts.documents):
+            say(f"{texts.name}: left out: documents of an earlier text ({len(texts.documents) - len(kept)})")
+        seen.update(kept)
+        found.append(replace(texts, documents=kept))
+    return found
 
 
 def split_documents(texts: Texts, held_out: float = 0.25) -> tuple[Texts, Texts]:

@@ -18,7 +18,7 @@ import pytest
 from longscan.calibrate.errors import UserError
 from longscan.calibrate.lengths import parse_length, parse_lengths
 from longscan.calibrate.texts import sources as module
-from longscan.calibrate.texts.sources import Texts, read_texts, recorded_source, split_documents
+from longscan.calibrate.texts.sources import Texts, apart, read_texts, recorded_source, split_documents
 from longscan.calibrate.texts.tokens import Enough, encode
 from longscan.runtime import load
 
@@ -210,6 +210,14 @@ def test_split_by_document_holds_the_last_ones_out() -> None:
 def test_a_repeated_document_is_on_one_side_only() -> None:
     train, held = split_documents(Texts("x", ["same text", "other one", "same text", "third one"]), 0.5)
     assert not set(train.documents) & set(held.documents)
+
+
+def test_a_document_of_two_sources_belongs_to_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = Texts("one", ["a", "b", "b"]), Texts("two", ["c", "a", "b", "d"])
+    assert [texts.documents for texts in apart([one, two])] == [["a", "b", "b"], ["c", "d"]]
+    assert capsys.readouterr().err == "two: left out: documents of an earlier text (2)\n"
+    with pytest.raises(UserError, match="one holds nothing that an earlier text does not hold; leave that --texts out"):
+        apart([one, two, one])
 
 
 def test_a_single_document_is_cut_once_at_white_space() -> None:
