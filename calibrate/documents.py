@@ -70,6 +70,8 @@ class Score(Document):
 class Calibration(Document):
     tokens: Count = 0
     lengths: list[Count] = []
+    texts: str | None = None
+    sources: list[str] = []
 
 
 class Recall(Document):

@@ -89,10 +89,17 @@ def command(side: Sidecar) -> str:
     if made.get("lengths"):
         parts += ["--lengths", ",".join(map(str, made["lengths"]))]
     parts += ["--train-length", str(side.train_length)]
-    for key in ("texts", "method", "objective", "samples", "seed", "device", "dtype"):
+    parts += [part for source in sources(side) for part in ("--texts", source)]
+    for key in ("method", "objective", "samples", "seed", "device", "dtype"):
         if made.get(key) is not None:
             parts += [f"--{key}", str(made[key])]
     return shlex.join(parts)
+
+
+def sources(side: Sidecar) -> list[str]:
+    """What each --texts of the calibration named, of a path its last part."""
+    made = Facts.of(side).calibration
+    return list(made.get("sources") or (made["texts"].split(", ") if made.get("texts") else []))
 
 
 def haystacks(side: Sidecar) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from ...runtime.checkpoint.source import is_hub_id, is_known_anywhere
 from ...runtime.sidecar.sidecar import Sidecar
 from ..errors import UserError, first_line
-from ..summary import Facts, command, headline, score_tables, to_yaml
+from ..summary import Facts, command, headline, score_tables, sources, to_yaml
 
 BEGIN, END = "<!-- longscan:begin (calibrate push rewrites this part) -->", "<!-- longscan:end -->"
 TAGS = ("mamba", "long-context", "decimamba", "longmamba", "calibration")
@@ -47,13 +47,13 @@ _OURS = ("base_model", "base_model_relation", "library_name")
 
 
 def _front(side: Sidecar, licence: str | None) -> dict[str, Any]:
-    base, texts = side.metadata["base_model"], str(Facts.of(side).calibration.get("texts", ""))
+    base = side.metadata["base_model"]
     head: dict[str, Any] = {}
     if is_hub_id(base):  # the Hub accepts no other names here
         head |= {"base_model": base, "base_model_relation": "adapter"}
     if licence:
         head["license"] = licence
-    names = [re.split("[:#@]", text)[0] for text in texts.split(", ")]
+    names = [re.split("[:#@]", source)[0] for source in sources(side)]
     if sets := list(filter(is_hub_id, names)):
         head["datasets"] = sets
     return {**head, "library_name": "longscan", "tags": list(TAGS)}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..console import say
 from ..errors import UserError
-from ..texts.sources import apart, read_texts, split_documents
+from ..texts.sources import Texts, apart, read_texts, split_documents
 from ..texts.tokens import Enough, encode
 from ..texts.windows import longest_of, token_windows
 from .job import Job
@@ -68,7 +68,7 @@ def read(job: Job) -> Tokens:
     searched, judged = _held_out_windows(job, held_out, choosing, tail) if job.searches else (none, none)
     digests = [each.sha256 for each in texts]
     record = {
-        "texts": ", ".join(each.name for each in texts),
+        **recorded(options.texts, texts),
         "texts_sha256": digests[0] if len(texts) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest(),
         "tokens": sum(map(len, [*fit, *chain(*held_out)])),
         "windows": len(windows),
@@ -97,6 +97,13 @@ def _unswept(job: Job, fit: Sequence[Tensor], name: str) -> list[int]:
         left = ", ".join(map(str, short))
         say(f"{name}: the longest measured document has {most} tokens; left out: sequential fits of g at {left}")
     return short
+
+
+def recorded(given: Sequence[str], texts: Sequence[Texts]) -> dict[str, Any]:
+    """The texts' names in a row and, where these do not tell what each --texts was, the sources as a list."""
+    names = ", ".join(each.name for each in texts)
+    sources = ["-" if source == "-" else each.name for source, each in zip(given, texts)]
+    return {"texts": names} if sources == names.split(", ") else {"texts": names, "sources": sources}
 
 
 def _measuring_windows(job: Job) -> int:

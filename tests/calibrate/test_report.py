@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -18,8 +19,11 @@ from longscan.calibrate.errors import UserError
 from longscan.calibrate.report.analyze import FLOOR, analyze, attention_map
 from longscan.calibrate.report.figures import passkeys, pictures
 from longscan.calibrate.report.plots import tokens
+from longscan.calibrate.share.card import model_card
 from longscan.calibrate.sidecars import sidecar_from_bands
-from longscan.calibrate.summary import headline, score_tables
+from longscan.calibrate.stages.texts import recorded
+from longscan.calibrate.summary import command, headline, score_tables
+from longscan.calibrate.texts.sources import Texts
 from longscan.runtime import load
 from longscan.runtime.sidecar.sidecar import Sidecar
 
@@ -269,6 +273,24 @@ def test_a_share_that_is_not_there_is_no_number(path):
     wrong = json.dumps(recipe | {"recall": {"numbers": 5, "share": None}})
     with pytest.raises(UserError, match=r"the sidecar: recipe.recall.share: .*; fetch the file again"):
         passkeys(replace(side, metadata={**side.metadata, "recipe": wrong}))
+
+
+@pytest.mark.parametrize(
+    ("given", "names", "sources"),
+    [
+        (["books/a.txt", "b.txt"], ["a.txt", "b.txt"], ["a.txt", "b.txt"]),
+        (["a, b.txt"], ["a, b.txt"], ["a, b.txt"]),
+        (["-", "owner/books#train"], ["stdin", "owner/books#train@text"], ["-", "owner/books#train@text"]),
+    ],
+)
+def test_the_command_names_every_text_for_itself(path, given, names, sources):
+    side = Sidecar.read(path)
+    record = recorded(given, [Texts(name, ["x"]) for name in names])
+    assert record["texts"] == ", ".join(names)
+    side = replace(side, metadata={**side.metadata, "calibration": json.dumps(record)})
+    parts = shlex.split(command(side))
+    assert [parts[i + 1] for i, part in enumerate(parts) if part == "--texts"] == sources
+    assert ("datasets:\n- owner/books\n" in model_card(side, "me/x", {})) == ("-" in sources)
 
 
 @pytest.mark.parametrize("key", ["cost", "seconds"])
