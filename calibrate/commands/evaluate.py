@@ -8,7 +8,18 @@ import click
 
 from ...runtime import LM, load
 from ..errors import UserError
-from .group import COUNT, METHODS, SEED, cli, emit, json_option, lengths_callback, model_options, place_options
+from .group import (
+    COUNT,
+    METHODS,
+    SEED,
+    cli,
+    emit,
+    json_option,
+    lengths_callback,
+    model_options,
+    one_text,
+    place_options,
+)
 
 TASKS = ("perplexity", "passkey", "multikey", "variables")
 
@@ -16,7 +27,9 @@ TASKS = ("perplexity", "passkey", "multikey", "variables")
 @cli.command("eval")
 @model_options
 @click.option("--sidecar", help="File or Hub repository.")
-@click.option("--texts", help="As for run [default: the recipe's evaluation text].")
+@click.option(
+    "--texts", multiple=True, callback=one_text, help="As for run, once [default: the recipe's evaluation text]."
+)
 @click.option("--task", type=click.Choice(TASKS), default="perplexity", show_default=True)
 @click.option("--lengths", callback=lengths_callback, help="[default: the training length and the sidecar's lengths]")
 @click.option("--methods", help="Comma-separated: none,filter,decimate,both,auto [default: all the sidecar has].")
@@ -52,6 +65,8 @@ def evaluate_command(
     unknown = [m for m in asked or () if m not in METHODS]
     if unknown:
         raise click.BadParameter(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
+    if protocol == "pg19" and task != "perplexity":
+        raise click.UsageError(f"--protocol pg19 is for --task perplexity, not for {task}; leave one of them out")
     recipe = load_recipe(recipe_for_model(model))
     lm = load(model, sidecar, device=device, dtype=dtype, revision=revision)
     targets = lengths or _default_lengths(lm)

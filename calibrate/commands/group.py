@@ -105,6 +105,13 @@ def lengths_callback(ctx: click.Context, parameter: click.Parameter, value: str 
         raise click.BadParameter(str(error)) from None
 
 
+def one_text(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> str | None:
+    """Of an option that may be given once; click would silently take the last."""
+    if len(value) > 1:
+        raise click.BadParameter(f"{', '.join(value)}: this reads one text, and only run takes several; give one.")
+    return value[0] if value else None
+
+
 class Number(click.FloatRange):
     """A finite number in a range: nan is in every range to click, because no comparison with it holds."""
 

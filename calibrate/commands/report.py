@@ -10,7 +10,7 @@ import click
 
 from ...runtime import Sidecar, load
 from ..errors import UserError
-from .group import cli, emit, json_option, place_options
+from .group import cli, emit, json_option, one_text, place_options
 
 if TYPE_CHECKING:
     from ..report.plots import Picture
@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 )
 @click.option("--analyze", is_flag=True, help="Run the model once more and draw what it attends to.")
 @click.option("--model", help="For --analyze [default: the model the sidecar names].")
-@click.option("--texts", help="For --analyze, as for eval [default: the recipe's evaluation text].")
+@click.option(
+    "--texts",
+    multiple=True,
+    callback=one_text,
+    help="For --analyze, as for eval [default: the recipe's evaluation text].",
+)
 @place_options
 @json_option
 def report(
@@ -58,8 +63,8 @@ def report(
 
     if not out.parent.is_dir():
         raise UserError(f"no folder {out.parent}; create it or give another -o")
-    if not analyze and (model or texts):
-        raise click.UsageError("--model and --texts are for --analyze; give --analyze too")
+    if not analyze and (model or texts or device != "auto" or dtype != "auto"):
+        raise click.UsageError("--model, --texts, --device and --dtype are for --analyze; give --analyze too")
     path = find_file(sidecar)
     side, data = Sidecar.read(path), path.read_bytes()
     run = None if run_file is None else read_run(run_file, data)
