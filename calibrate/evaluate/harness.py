@@ -21,6 +21,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simpl
 from torch import Tensor
 
 from ...runtime import load
+from ...runtime.checkpoint.source import is_hub_id
 from ...runtime.checkpoint.tokenizer import eos_ids, plain_ids, start_ids
 from ...runtime.reading.plans import plan_at
 from ...runtime.sidecar.sidecar import find_file
@@ -30,6 +31,13 @@ from ..sidecars import producer_version
 from ..summary import calibrated_lengths
 
 _BATCH_TOKENS = 16384  # batch_size=auto: rows of equal length up to this many tokens
+# Of a task's generation_kwargs: how a token is drawn; what changes nothing here; what is not done, at its off value.
+_DRAWN: dict[str, type] = {"temperature": float, "top_k": int, "top_p": float, "min_p": float, "seed": int}
+_IDLE = ("do_sample", "use_cache", "early_stopping", "length_penalty")  # the last two are of beams
+_OFF = {
+    "num_beams": 1, "num_return_sequences": 1, "n": 1, "best_of": 1, "no_repeat_ngram_size": 0, "typical_p": 1.0,
+    "frequency_penalty": 0, "presence_penalty": 0,
+}  # fmt: skip
 
 
 @register_model("longscan")
@@ -67,7 +75,14 @@ class LongScanLM(TemplateLM):
         if not pretrained:
             raise ValueError("--model_args names no model; give pretrained=MODEL")
         self.lm = load(pretrained, sidecar, device=device or "auto", dtype=dtype, revision=revision)
-        self.pretrained, self.sidecar, self.method, self.revision = pretrained, sidecar, method, revision
+        self.pretrained, self.method = pretrained, method
+        self.sidecar = sidecar or (pretrained if self.lm.sidecar is not None else None)
+        self.sidecar_sha256 = None
+        if self.sidecar is not None:  # now: the file may be another one when the tasks are through
+            # As `load` has it: a model on the Hub keeps the revision to itself, and a sidecar alone is what it is of.
+            of_model = sidecar is not None and is_hub_id(self.lm.source.name)
+            file = find_file(self.sidecar, None if of_model else revision)
+            self.sidecar_sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
         self.limit = None if max_length is None else _whole("max_length", max_length)
         self.max_gen_toks = _whole("max_gen_toks", max_gen_toks)
         self.rows = None if str(batch_size).startswith("auto") else _whole("batch_size", batch_size or 1)
@@ -139,16 +154,14 @@ class LongScanLM(TemplateLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """Goes into the results: which model, which sidecar (its file's sha256), what was done to the prompts."""
-        name = self.sidecar or (self.pretrained if self.lm.sidecar is not None else None)
-        digest = None if name is None else hashlib.sha256(find_file(name, self.revision).read_bytes()).hexdigest()
         return {
             "longscan_version": producer_version(),
             "model_name": self.lm.source.name,
             "model_revision": self.lm.source.revision,
             "model_fingerprint": self.lm.fingerprint,
             "model_dtype": str(self.lm.weights.embedding.dtype),
-            "sidecar": name,
-            "sidecar_sha256": digest,
+            "sidecar": self.sidecar,
+            "sidecar_sha256": self.sidecar_sha256,
             "method": self.method,
             "prompts_by_resolved_method": dict(self.plans),
         }
@@ -226,25 +239,34 @@ class LongScanLM(TemplateLM):
     def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
         """Text up to the first stop sequence, end-of-text or max_gen_toks, one a request."""
         answers = []
-        for request in requests if disable_tqdm else progress(requests, "generating", unit="prompt"):
-            context, given = request.args
-            options = normalize_gen_kwargs(given, self.max_gen_toks)
-            stop = [text for text in options.get("until") or [] if text]
+        jobs = [(request, _generation(request.args[1], self.max_gen_toks)) for request in requests]
+        for request, options in jobs if disable_tqdm else progress(jobs, "generating", unit="prompt"):
+            context = request.args[0]
             length = len(self.tok_encode(context))
             self._check(length)
             self.plans[plan_at(self.lm.sidecar, length, self.method, fresh=True).method] += 1
-            pieces = self.lm.generate(
-                context,
-                options["max_gen_toks"],
-                stop=stop,
-                method=self.method,
-                temperature=float(options.get("temperature") or 0.0),
-                top_k=int(options.get("top_k") or 0),
-                top_p=float(options.get("top_p") or 1.0),
-            )
+            pieces = self.lm.generate(context, method=self.method, **options)
             answers.append("".join(pieces))
             self.cache_hook.add_partial("generate_until", request.args, answers[-1])
         return answers
+
+
+def _generation(given: dict[str, Any], default: int) -> dict[str, Any]:
+    """A task's generation_kwargs as `LM.generate` takes them. Raises ValueError naming what it cannot do."""
+    asked = {key: value for key, value in normalize_gen_kwargs(given, default).items() if value is not None}
+    until, most = asked.pop("until", []), asked.pop("max_gen_toks")
+    for key, value in asked.items():
+        if key not in (*_DRAWN, *_IDLE, "repetition_penalty") and value != _OFF.get(key):
+            raise ValueError(
+                f"generation_kwargs {key}={value!r}: longscan has no such way to generate; leave it out of the task, "
+                f"or of --gen_kwargs (known: until, max_gen_toks, do_sample, {', '.join(_DRAWN)}, repetition_penalty)"
+            )
+    options: dict[str, Any] = {"max_new_tokens": most, "stop": [text for text in until if text]}
+    options["repetition_penalty"] = float(asked.get("repetition_penalty", 1.0))
+    if asked.get("temperature"):  # else the likeliest token is taken, whatever says how to draw
+        options |= {key: kind(asked[key]) for key, kind in _DRAWN.items() if key in asked}
+        options["top_k"] = max(0, options.get("top_k", 0))  # -1 is how others write 0
+    return options
 
 
 def _whole(name: str, value: int | str) -> int:

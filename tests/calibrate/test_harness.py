@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from functools import partialmethod
 from importlib.metadata import EntryPoint
@@ -14,7 +15,9 @@ import torch
 from click.testing import CliRunner
 
 from longscan.calibrate.commands import cli
-from longscan.runtime import load
+from longscan.runtime import load, loading
+from longscan.runtime.checkpoint.source import BUNDLED, Source
+from longscan.runtime.sidecar import sidecar as sidecars
 
 from ..checkpoints import make_sidecar, random_tensors, write_state_spaces
 from ..tokenizer_kinds import byte_fallback, with_template
@@ -182,6 +185,46 @@ def test_generation_stops_and_nothing_is_truncated(harness, model, sidecar):
         small.generate_until([request(TEXT[:700], options)], disable_tqdm=True)
     with pytest.raises(ValueError, match="never truncated"):
         small.loglikelihood([request(TEXT[:700], " x")], disable_tqdm=True)
+
+
+def generated(model, **options):
+    return model.generate_until([request(TEXT[:200], {"until": [], "max_gen_toks": 12, **options})], disable_tqdm=True)
+
+
+def test_what_a_task_says_of_generation_is_done(model):
+    lm = model.lm
+    drawn = {"do_sample": True, "temperature": 1.0, "seed": 1}
+    wanted = "".join(lm.generate(TEXT[:200], 12, temperature=1.0, seed=1, min_p=0.2))
+    assert generated(model, **drawn, min_p=0.2) == [wanted] != generated(model)
+    assert generated(model, **drawn) == generated(model, **drawn, top_k=-1)
+    penalised = "".join(lm.generate(TEXT[:200], 12, repetition_penalty=5.0))
+    assert generated(model, repetition_penalty=5.0) == [penalised] != generated(model)
+    off = {"num_beams": 1, "early_stopping": True, "top_p": 0, "use_cache": True, "presence_penalty": 0.0, "n": None}
+    assert generated(model, **off) == generated(model)
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_beams", 8), ("max_length", 2), ("nonsense", 3), ("stop", ["x"])])
+def test_what_a_task_says_of_generation_and_is_not_done_is_refused(model, key, value):
+    with pytest.raises(ValueError, match=re.escape(f"generation_kwargs {key}={value!r}: ") + ".*; leave it out"):
+        generated(model, **{key: value})
+
+
+def test_the_results_name_the_sidecar_that_was_read(harness, sidecar, tmp_path, monkeypatch):
+    """Though its file is another one when the tasks are through."""
+    mine, digest = tmp_path / "mine.st", hashlib.sha256(sidecar.read_bytes()).hexdigest()
+    mine.write_bytes(sidecar.read_bytes())
+    model = harness.LongScanLM("demo", str(mine))
+    mine.unlink()
+    assert model.get_model_info()["sidecar_sha256"] == digest
+    # a model of the Hub keeps its revision to itself
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    (folder / "sidecar.safetensors").write_bytes(sidecar.read_bytes())
+    asked = []
+    monkeypatch.setattr(sidecars, "download", lambda repo, revision, _: asked.append((repo, revision)) or folder)
+    monkeypatch.setattr(loading, "locate", lambda name, revision: Source("me/model", revision, BUNDLED["demo"]))
+    model = harness.LongScanLM("me/model", "me/side", revision="v9")
+    assert model.get_model_info()["sidecar_sha256"] == digest and set(asked) == {("me/side", None)}
 
 
 @pytest.fixture(scope="module")
