@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ...runtime import load
+from ...runtime.checkpoint.source import expand
 from ..console import hush
 from ..errors import UserError
 from ..work.processes import join, leave
@@ -67,7 +68,9 @@ def run(
     from ..stages.job import Options
 
     recipe = load_recipe(recipe_name or recipe_for_model(model))
-    out = out or Path(f"{Path(model).name}.longscan.safetensors")
+    folder = expand(model)
+    name = (folder.resolve() if folder.is_dir() else folder).name  # "." has none of its own
+    out = out or Path(f"{name}.longscan.safetensors")
     if not out.parent.is_dir():
         raise UserError(f"no folder {out.parent}; create it or give another --out")
     if not os.access(out.parent, os.W_OK):

@@ -236,6 +236,13 @@ def test_published_recipes(published, text, tmp_path, recipe):
         assert side.plan(640).decimate == {1: 64} and (side.score_weights(1, 640) == 1).all()
 
 
+def test_a_sidecar_of_the_folder_one_is_in_has_its_name(folder, text, tmp_path, monkeypatch):
+    model = shutil.copytree(folder, tmp_path / "tiny")
+    monkeypatch.chdir(model)
+    call("run", "--model", ".", "--texts", text, "--train-length", 64, "--lengths", 128, "--method", "none")
+    assert (model / "tiny.longscan.safetensors").is_file()
+
+
 METHODS = {"none": {"none"}, "filter": {"none", "filter"}, "decimate": {"none", "decimate"}}
 
 
