@@ -46,7 +46,9 @@ class Evaluation(Document):
     """What `calibrate eval --json` prints."""
 
     rows: Annotated[list[Row], Field(min_length=1)]
-    task: str | None = None
+    model: str | None = None
+    model_fingerprint: str | None = None
+    task: str = "perplexity"
     unit: str = ""
     machine: dict[str, Any] = {}
 

@@ -69,6 +69,8 @@ def report(
     side, data = Sidecar.read(path), path.read_bytes()
     run = None if run_file is None else read_run(run_file, data)
     documents = [eval_figures.read_eval(file) for file in evals]
+    for file, document in zip(evals, documents):
+        eval_figures.check_model(document, side, file.name)
     distance: list[float] | None = None
     analyzed: list[Picture] = []
     if analyze:

@@ -56,6 +56,7 @@ def evaluate(lm: LM, documents: Sequence[Tensor], request: Request) -> dict[str,
     sets = (_windows if request.task == "perplexity" else _prompts)(lm, documents, request)
     return {
         "model": lm.source.name,
+        "model_fingerprint": lm.fingerprint,
         "task": request.task,
         "protocol": request.protocol if request.task == "perplexity" else request.task,
         "unit": UNITS.get(request.task, "share answered"),

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...runtime.sidecar.sidecar import Sidecar
+from ..console import say
 from ..documents import Evaluation, read_document
+from ..errors import UserError
 from ..summary import label, ordered
 from .plots import Picture, against_length, axes, curves, heat, tokens
 
@@ -18,15 +21,35 @@ def read_eval(path: Path) -> dict[str, Any]:
     return read_document(path, Evaluation, "--eval", "eval")
 
 
+def check_model(document: dict[str, Any], side: Sidecar, file: str) -> None:
+    """Raise UserError for an evaluation of another model than the sidecar's; a copy's other name is said."""
+    theirs, ours = document["model"], side.metadata["base_model"]
+    if document["model_fingerprint"] not in (None, side.metadata["model_fingerprint"]):
+        raise UserError(
+            f"{file} was measured on another model ({theirs}, not {ours}); give this one's, or leave it out"
+        )
+    if theirs is not None and _bare(theirs) != _bare(ours):
+        say(f"{file} was measured on {theirs}, the sidecar was made for {ours}; leave it out unless they are one model")
+
+
+def _bare(model: str) -> str:
+    """A name alike for a repository, a folder that holds it, and both layouts."""
+    return model.rpartition("/")[2].casefold().removesuffix("-hf")
+
+
 def pictures(documents: Sequence[dict[str, Any]], train_length: int, *, times: bool = True) -> list[Picture]:
     """One picture a document and, with `times`, how long the first perplexity evaluation took to read a window."""
     found = []
     for index, document in enumerate(documents):
-        draw = _perplexity if document.get("task", "perplexity") == "perplexity" else _recall
+        draw = _perplexity if document["task"] == "perplexity" else _recall
         found.append(draw(document, train_length, f"{index + 1}"))
-    timed = next((document for document in documents if document.get("task", "perplexity") == "perplexity"), None)
-    if times and timed is not None:
-        rows = [(row["length"], row["method"], row["seconds"] / row["windows"]) for row in timed["rows"]]
+    timed = next((document for document in documents if document["task"] == "perplexity"), None)
+    rows = [
+        (row["length"], row["method"], row["seconds"] / row["windows"])
+        for row in (timed["rows"] if timed is not None else [])
+        if row["seconds"] is not None
+    ]
+    if times and timed is not None and rows:
         where = timed.get("machine", {}).get("device", "an unnamed machine")
         caption = f"From the evaluation, on {where}; mean of its windows; the first cell includes warming up."
         found.append(prefill_times(rows, train_length, caption))
@@ -47,7 +70,8 @@ def prefill_times(
 def _perplexity(document: dict[str, Any], train_length: int, number: str) -> Picture:
     rows = document["rows"]
     with axes() as (figure, [panel]):
-        curves(panel, [(row["length"], row["method"], row["value"], row.get("stderr") or 0) for row in rows])
+        has = [row for row in rows if row["value"] is not None]
+        curves(panel, [(row["length"], row["method"], row["value"], row.get("stderr") or 0) for row in has])
         lengths, unit = [row["length"] for row in rows], document.get("unit", "perplexity")
         against_length(panel, lengths, train_length, unit, log=True)
     caption = f"calibrate eval, protocol {document.get('protocol')}, {rows[0]['windows']} windows; {_where(document)}."

@@ -128,6 +128,28 @@ def test_cost_and_times_come_from_what_was_measured(path, evals, tmp_path):
     )
 
 
+def test_an_evaluation_of_another_model_is_not_shown_as_this_ones(path, evals, tmp_path):
+    document, changed = json.loads(evals[0].read_text()), tmp_path / "e.json"
+    changed.write_text(json.dumps(document | {"model": "some/other", "model_fingerprint": "0" * 64}))
+    refused = call("report", path, "-o", tmp_path / "r.html", "--eval", changed, code=1)
+    assert "e.json was measured on another model (some/other, not demo); give this one's" in refused.stderr
+    del document["model_fingerprint"]
+    for name, said in (("some/other", True), ("me/Demo-hf", False)):  # what older versions printed has a name alone
+        changed.write_text(json.dumps(document | {"model": name}))
+        result = call("report", path, "-o", tmp_path / "r.html", "--eval", changed)
+        assert (f"e.json was measured on {name}, the sidecar was made for demo" in result.stderr) == said
+
+
+@pytest.mark.parametrize("rows", [slice(1), slice(None)])
+def test_what_an_evaluation_has_no_number_for_is_left_out(path, evals, tmp_path, rows):
+    document, changed = json.loads(evals[0].read_text()), tmp_path / "e.json"
+    for row in document["rows"][rows]:
+        row.update(value=None, seconds=None, stderr=None)
+    changed.write_text(json.dumps(document))
+    found = json.loads(call("report", path, "-o", tmp_path / "r.html", "--eval", changed, "--json").stdout)["figures"]
+    assert "eval-perplexity-1" in found and ("eval-prefill-time" in found) == (rows == slice(1))
+
+
 def test_the_same_sidecar_draws_the_same_bytes(path, tmp_path):
     for name in ("a", "b"):
         call("report", path, "-o", tmp_path / f"{name}.html")
