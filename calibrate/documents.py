@@ -65,6 +65,7 @@ class Run(Document):
 class Score(Document):
     length: Annotated[int, Field(ge=1, lt=2**53)]
     method: str
+    windows: Count | None = None
     loss: Number = None
     passkeys: Number = None
 

@@ -110,6 +110,14 @@ def haystacks(side: Sidecar) -> str:
     return f", {share} of them among other numbers" if salted else ""
 
 
+def windows_judged(side: Sidecar) -> str:
+    """How many held-out windows the scores are of: "30 to 120 windows a length"; sidecars before 0.2 do not say."""
+    read = sorted({row["windows"] for row in Facts.of(side).scores if row.get("windows") is not None})
+    if not read:
+        return "windows"
+    return f"{read[0]}{f' to {read[-1]}' * (len(read) > 1)} windows a length"
+
+
 def to_yaml(values: Mapping[str, Any]) -> str:
     """In the order given; of a recipe, what `--recipe` reads back."""
     import yaml

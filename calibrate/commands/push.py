@@ -28,7 +28,7 @@ def push(sidecar: str, repo_id: str, private: bool, revision: str | None, dry_ru
     if not _is_repo(repo_id):
         raise click.BadParameter(f"{repo_id!r} is no repository id; give user/name")
     base = Sidecar.read(sidecar).metadata["base_model"]
-    files = gather(sidecar, repo_id, None if dry_run else hub_licence(base))
+    files = gather(sidecar, repo_id, None if dry_run else hub_licence(base), revision)
     sizes = {name: len(data) for name, data in sorted(files.items())}
     if dry_run:
         card = files["README.md"].decode()

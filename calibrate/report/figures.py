@@ -9,7 +9,6 @@ import torch
 
 from ...runtime.sidecar.sidecar import Sidecar
 from ..summary import (
-    Facts,
     calibrated_lengths,
     filtered_channels,
     haystacks,
@@ -18,6 +17,7 @@ from ..summary import (
     mean_distances,
     scores_of,
     taken,
+    windows_judged,
 )
 from ..summary import perplexity as exp
 from .plots import COLOURS, PALETTE, Picture, against_layer, against_length, axes, curves, heat, tokens
@@ -55,10 +55,7 @@ def perplexity(side: Sidecar) -> Picture | None:
             label="auto takes this",
         )  # fmt: skip
         against_length(panel, lengths, None, "perplexity per token", log=True)
-    made = Facts.of(side).calibration
-    caption = (
-        f"Held-out text of the calibration, {made.get('samples')} windows, the same target tokens at every length."
-    )
+    caption = f"Held-out text of the calibration, {windows_judged(side)}, the same for every method at a length."
     return Picture("perplexity", "Perplexity against length", caption, figure)
 
 

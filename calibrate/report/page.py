@@ -13,7 +13,17 @@ from typing import Any
 from ...runtime.sidecar.sidecar import Sidecar
 from ..documents import Run, read_document
 from ..errors import UserError
-from ..summary import Facts, calibrated_lengths, command, headline, label, mean_distances, score_tables, to_yaml
+from ..summary import (
+    Facts,
+    calibrated_lengths,
+    command,
+    headline,
+    label,
+    mean_distances,
+    score_tables,
+    to_yaml,
+    windows_judged,
+)
 from .inspect import LAYER_HEAD, layer_cells, layer_rows
 from .plots import Picture, tokens
 
@@ -128,7 +138,7 @@ def _facts(side: Sidecar, name: str, data: bytes, run: Mapping[str, Any] | None)
         ),
         ("calibrated lengths", ", ".join(tokens(n) for n in calibrated_lengths(side))),
         *([("rotary factors", ", ".join(f"{tokens(n)}: {f:g}" for n, f in side.rotary.items()))] * bool(side.rotary)),
-        ("objective", f"{made.get('objective')}, {made.get('samples')} windows a length, seed {made.get('seed')}"),
+        ("objective", f"{made.get('objective')}, decided on {windows_judged(side)}, seed {made.get('seed')}"),
         (
             "measured on",
             f"{made.get('device')}, {made.get('dtype')}; {made.get('windows')} windows of the training length",

@@ -103,7 +103,9 @@ def _row(
     texts: int,
 ) -> dict[str, Any]:
     name = candidate.method + ("+yarn" if candidate.rotary > 1 else "")
-    row: dict[str, Any] = {"length": length, "method": name, "value": round(score.value, 6)}
+    row: dict[str, Any] = {
+        "length": length, "method": name, "value": round(score.value, 6), "windows": len(score)
+    }  # fmt: skip
     if len(score.losses):
         row["loss"] = round(float(score.losses.mean()), 6)
         row["loss_difference"] = _finite(loss_in)
@@ -152,13 +154,13 @@ def bands(
             groups[-1].append(pair)
         else:
             groups.append([pair])
-    filters = {pick.length: _stored(pick, best).filter for pick, best in zip(picks, chosen)}
+    filters = {pick.length: stored(pick, best).filter for pick, best in zip(picks, chosen)}
     shares = {length: each.share for length, each in filters.items() if each is not None}
     firsts = [group[0][0].length for group in groups]
     return [_band(tables, group, shares, top) for group, top in zip(groups, [*firsts[1:], None])]
 
 
-def _stored(pick: LengthPicks, best: Candidate) -> Candidate:
+def stored(pick: LengthPicks, best: Candidate) -> Candidate:
     """What the band holds at a length: the chosen candidate, completed so that every method can be forced.
 
     With both a filter and a decimation, the filter is the one found for "both" only if that is what auto uses.
@@ -183,8 +185,8 @@ def _band(
     tables: Tables, group: Sequence[tuple[LengthPicks, Candidate]], shares: Mapping[int, float], top: int | None
 ) -> tuple[Band, Mapping[str, Tensor]]:
     lengths = [pick.length for pick, _ in group]
-    stored = {pick.length: _stored(pick, best) for pick, best in group}
-    filters = {length: whole.filter for length, whole in stored.items() if whole.filter is not None}
-    first = stored[lengths[0]]
+    whole = {pick.length: stored(pick, best) for pick, best in group}
+    filters = {length: each.filter for length, each in whole.items() if each.filter is not None}
+    first = whole[lengths[0]]
     entry = band_entry(group[0][1].method, filters, first.decimate, lengths, tables.train_length)
     return entry, tables.band(lengths, filters, first.decimate, first.scale, shares=shares, top=top)

@@ -42,8 +42,15 @@ class Score:
         return Score(self.losses[:count], self.answered[:count], self.exact[:count])
 
     @property
+    def values(self) -> Tensor:
+        """Of each window, (n,): -loss (perplexity), answered (passkey), or answered - loss of one prompt (mixed)."""
+        if not len(self.losses):
+            return self.answered
+        return self.answered - self.losses if len(self.answered) else -self.losses
+
+    @property
     def value(self) -> float:
-        """-loss (perplexity), share answered (passkey), or answered - loss (mixed)."""
+        """Their mean."""
         loss = float(self.losses.mean()) if len(self.losses) else 0.0
         answered = float(self.answered.mean()) if len(self.answered) else 0.0
         value = answered - loss
@@ -69,6 +76,7 @@ class Scoring:
     journal: Journal
     processes: Processes = ALONE
     texts: int = 1  # windows take turns among so many
+    shares: Mapping[int, float] = field(default_factory=dict)  # by length, of the filters that a sidecar will have
     purpose: str = "search"  # names these windows and trials in the journal
     token_layers: float = 0.0  # cost so far: tokens x layers processed
     _seen: dict[tuple[Candidate, int], Score] = field(default_factory=dict)
@@ -99,7 +107,8 @@ class Scoring:
         twice = self.objective == "mixed" and candidate.decimate is not None
         first = shared.stop if shared else 0
         self.token_layers += (1 + twice) * (stop - start) * length * candidate.layers_read(length, self.n_layer, first)
-        key = canonical([self.purpose, self.objective, asdict(candidate), length, start, stop])
+        law = sorted(self._shares(candidate, length).items()) if candidate.method == "both" else []
+        key = canonical([self.purpose, self.objective, asdict(candidate), length, start, stop, *([law] if law else [])])
         found = self.journal.get(key)
         if found is None:
             found = self._read(candidate, length, start, stop, shared)
@@ -169,10 +178,18 @@ class Scoring:
         filters = {length: candidate.filter} if candidate.filter else {}
         L = self.tables.train_length
         band = band_entry(candidate.method, filters, candidate.decimate, [length], L)
-        tensors = self.tables.band([length], filters, candidate.decimate, candidate.scale, only=True)
+        tensors = self.tables.band(
+            [length], filters, candidate.decimate, candidate.scale, shares=self._shares(candidate, length), only=True
+        )
         return self.lm.with_sidecar(
             sidecar_from_bands(self.lm, L, [(band, tensors)], rotary={length: candidate.rotary})
         )
+
+    def _shares(self, candidate: Candidate, length: int) -> dict[int, float]:
+        """The candidate's own share, and at shorter lengths those that g of scans which decimation shortens will follow
+        in the sidecar."""
+        own = {length: candidate.filter.share} if candidate.filter else {}
+        return {n: share for n, share in self.shares.items() if n < length} | own
 
 
 _NO_VALUES = torch.empty(0, dtype=torch.float64)

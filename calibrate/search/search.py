@@ -261,6 +261,7 @@ class Search:
         """The filter and one of the few best decimations, by length; whether beside them it keeps more or less is found
         at the pivot."""
         found, steps = {}, [0.71, 1.0, 1.41]
+        self.scoring.shares = {n: each.filter.share for n, each in filters.items() if each.filter}
         for length in progress(sorted(self.lengths, key=lambda n: n != self.pivot), "combining", unit="length"):
             pick = filters[length].filter
             assert pick is not None

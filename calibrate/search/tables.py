@@ -64,14 +64,15 @@ class Tables:
         few = only and not (decimate and pick and pick.fit == "stretched")
         cheap = pick is None or pick.fit == "stretched"  # a row of a sequential fit costs a sweep of its length
         last = max(lengths) if top is None or only else top
-        at = sorted(lengths) if few else table_lengths(L, last, lengths, fine=cheap and not only)
+        known = {length: each.share for length, each in filters.items()} if shares is None else shares
+        calibrated = {*lengths, *(n for n in known if n <= last)} if cheap else lengths
+        at = sorted(lengths) if few else table_lengths(L, last, sorted(calibrated), fine=cheap)
         rows_swept = sum(n <= self.swept_to for n in at)
         if top is None and not only:
             at += [round(last * 2 ** (k / 2)) for k in range(1, BEYOND + 1)]
         if pick or scale:
             tensors["lengths"] = torch.tensor(at)
         if pick:
-            known = {length: each.share for length, each in filters.items()} if shares is None else shares
             kept = [share_at(n, known, L) for n in at]
             if pick.fit == "stretched":
                 tensors["thresholds"] = self.thresholds(pick, kept)

@@ -9,17 +9,18 @@ from typing import Any
 from ...runtime.checkpoint.source import is_hub_id, is_known_anywhere
 from ...runtime.sidecar.sidecar import Sidecar
 from ..errors import UserError, first_line
-from ..summary import Facts, command, headline, score_tables, sources, to_yaml
+from ..summary import Facts, command, headline, score_tables, sources, to_yaml, windows_judged
 
 BEGIN, END = "<!-- longscan:begin (calibrate push rewrites this part) -->", "<!-- longscan:end -->"
 TAGS = ("mamba", "long-context", "decimamba", "longmamba", "calibration")
 
 
-def model_card(side: Sidecar, repo_id: str, figures: Mapping[str, str], licence: str | None = None) -> str:
-    """The card of a new repository. `figures` are its images: file name -> title."""
-    return _join(
-        _front(side, licence), f"\n# {repo_id.split('/')[-1]}\n\n{BEGIN}\n{_body(side, repo_id, figures)}{END}\n"
-    )
+def model_card(
+    side: Sidecar, repo_id: str, figures: Mapping[str, str], licence: str | None = None, revision: str | None = None
+) -> str:
+    """The card of a new repository. `figures` are its images: file name -> title; revision: the branch it is on."""
+    body = _body(side, repo_id, figures, None if revision == "main" else revision)
+    return _join(_front(side, licence), f"\n# {repo_id.split('/')[-1]}\n\n{BEGIN}\n{body}{END}\n")
 
 
 def merge(old: str | None, new: str) -> str:
@@ -44,6 +45,7 @@ def merge(old: str | None, new: str) -> str:
 
 
 _OURS = ("base_model", "base_model_relation", "library_name")
+_HEAD = re.compile(r"\s*---[ \t]*\r?\n(.*?\r?\n)??---[ \t]*(?:\r?\n|$)", re.S)  # as the Hub finds it
 
 
 def _front(side: Sidecar, licence: str | None) -> dict[str, Any]:
@@ -59,12 +61,14 @@ def _front(side: Sidecar, licence: str | None) -> dict[str, Any]:
     return {**head, "library_name": "longscan", "tags": list(TAGS)}
 
 
-def _body(side: Sidecar, repo_id: str, figures: Mapping[str, str]) -> str:
+def _body(side: Sidecar, repo_id: str, figures: Mapping[str, str], branch: str | None) -> str:
     meta, made = side.metadata, Facts.of(side).calibration
     base, L = meta["base_model"], side.train_length
     linked = f"[{base}](https://huggingface.co/{base})" if is_hub_id(base) else f"`{base}`"
-    alone = is_known_anywhere(base)
-    loaded = f'load("{repo_id}")' if alone else f'load("path/to/{base}", "{repo_id}")'
+    if is_known_anywhere(base):
+        loaded = f'load("{repo_id}")' if branch is None else f'load("{repo_id}", revision="{branch}")'
+    else:
+        loaded = f'load("path/to/{base}", "{repo_id}{"" if branch is None else f"@{branch}"}")'
     parts = [
         f"A LongScan sidecar: what lets {linked}, trained at {L:,} tokens, read further "
         "without retraining. It holds tables, no weights; the model itself is unchanged.",
@@ -79,8 +83,8 @@ def _body(side: Sidecar, repo_id: str, figures: Mapping[str, str]) -> str:
         parts.append("\n".join(lines))
     if tables:
         parts.append(
-            f"Held-out text of the calibration ({made.get('texts')}, {made.get('samples')} windows a length, "
-            f"seed {made.get('seed')}, {made.get('device')}, {made.get('dtype')}); the same target tokens at every "
+            f"Held-out text of the calibration ({made.get('texts')}, {windows_judged(side)}, "
+            f"seed {made.get('seed')}, {made.get('device')}, {made.get('dtype')}), the same for every method at a "
             "length. \\* is what `auto` does at that length: another than plain only where better beyond doubt."
         )
     else:
@@ -124,18 +128,16 @@ def _split(card: str) -> tuple[dict[str, Any], str]:
     """The YAML head between --- lines, and the rest."""
     import yaml
 
-    if not card.startswith("---\n"):
-        return {}, card
-    head, mark, text = card[4:].partition("\n---\n")
-    if not mark:
+    found = _HEAD.match(card)
+    if found is None:
         return {}, card
     try:
-        values = yaml.safe_load(head) or {}
+        values = yaml.safe_load(found[1]) or {}
     except Exception as error:  # besides YAMLError whatever its constructors run into
         raise UserError(f"the head of the card on the Hub is no YAML ({first_line(error, 80)}); correct it") from error
     if not isinstance(values, dict):
         raise UserError("the head of the card on the Hub is no mapping; correct it")
-    return values, text
+    return values, card[found.end() :]
 
 
 def _join(head: Mapping[str, Any], text: str) -> str:

@@ -34,7 +34,7 @@ class Pushed:
     commit: str
 
 
-def gather(sidecar: str, repo_id: str, licence: str | None = None) -> dict[str, bytes]:
+def gather(sidecar: str, repo_id: str, licence: str | None = None, revision: str | None = None) -> dict[str, bytes]:
     """The files of a repository by name: sidecar, readable config.json, recipe.yaml, figures, and a new card."""
     path = find_file(sidecar)
     side = Sidecar.read(path)
@@ -46,7 +46,9 @@ def gather(sidecar: str, repo_id: str, licence: str | None = None) -> dict[str, 
         CONFIG: (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode(),
         "recipe.yaml": to_yaml(found["recipe"]).encode(),
         **{name: picture.render("png") for name, picture in drawn.items()},
-        CARD: model_card(side, repo_id, titles, licence or known_licence(side.metadata["base_model"])).encode(),
+        CARD: model_card(
+            side, repo_id, titles, licence or known_licence(side.metadata["base_model"]), revision
+        ).encode(),
     }
 
 

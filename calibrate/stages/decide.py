@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from ...runtime.sidecar.sidecar import Band
 from ..console import progress
 from ..search.candidates import Candidate
-from ..search.choice import bands, choose, stretch
+from ..search.choice import bands, choose, stored, stretch
 from ..search.scoring import Scoring
 from .job import Job
 from .published import unsearched_band
@@ -45,12 +45,15 @@ def decide(job: Job, found: Found) -> Decided:
     multiples = job.recipe.rotary.factors if job.lm.rotary else ()
     comparisons = (len(job.methods) + bool(multiples)) * len(job.lengths)
     token_layers, distinct = 0.0, 0
+    shares: dict[int, float] = {}  # as the sidecar will have them; lengths ascend
     for pick in progress(found.picks, "deciding on fresh text", unit="length"):
-        judge = _judge(job, found, found.scoring, pick.length)
+        judge = replace(_judge(job, found, found.scoring, pick.length), shares=shares)
         by = job.recipe.policy, job.options.seed, comparisons
         best, rows = choose(judge, pick, job.methods, *by)
         best, more = stretch(found.scoring, judge, best, pick.length, *by, multiples)
         chosen.append(best)
+        if kept := stored(pick, best).filter:
+            shares[pick.length] = kept.share
         scores += rows + more
         token_layers += judge.token_layers
         distinct += (found.scoring.count(pick.length) + judge.count(pick.length)) * pick.length

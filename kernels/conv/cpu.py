@@ -25,7 +25,7 @@ def causal_conv1d(
     tail = x[:, max(0, L - (W - 1)) :]
     if mask is not None:
         tail = torch.where(mask[:, max(0, L - (W - 1)) :, None], tail, 0.0)
-    last = torch.cat([before, tail], 1)[:, -(W - 1) :] if W > 1 else before
+    last = torch.cat([before, tail], 1)[:, tail.shape[1] :]
     return y.to(x.dtype), last.transpose(1, 2).contiguous()
 
 

@@ -17,7 +17,8 @@ def _may_grow(given: Scan) -> bool:
     """Whether exp(delta A) may exceed 1: a negative A and a positive delta, the model's, never do."""
     if (given.A > 0).any() or (given.scale is not None and (given.scale < 0).any()):
         return True
-    return not given.delta_softplus and bool((given.delta < 0).any())
+    delta = given.delta if given.delta_bias is None else given.delta + given.delta_bias
+    return not given.delta_softplus and bool((delta < 0).any())
 
 
 def selective_scan(given: Scan) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,11 +29,12 @@ from ..sidecar.sidecar import Sidecar, filters_decode
 from .call import Call, Here, Settings
 from .families import Family, backbone_of, rotary_of
 from .gradient import without_gradient
-from .hosts import Memory, memory_of, refuse_packed, refuse_spread, slot
+from .hosts import Memory, memory_of, refuse_others, refuse_packed, refuse_spread, slot
 from .rotary import Rotary
 from .view import View
 
 MARK = "_longscan_attached"
+_NUMBERS = itertools.count(1)  # a cache knows by it who filled it: once detached, a model fills it untold
 
 
 class Attached:
@@ -56,7 +58,10 @@ class Attached:
         filter_decode: bool | None,
     ):
         self.model, self.family, self.backend = model, family, backend
-        refuse_spread(model, [mixer for _, mixer in family.find(model)])
+        self._number = next(_NUMBERS)
+        mixers = [mixer for _, mixer in family.find(model)]
+        refuse_spread(model, mixers)
+        refuse_others(mixers)
         self.view = View(model, family)
         self.rotary = rotary_of(model, family)
         if sidecar is not None:
@@ -108,7 +113,6 @@ class Attached:
                 self._listen(backbone)
             rotate = partial(self._rotate, Rotary(self.rotary, getattr(self.rotary, slot(self.rotary))))
             self._put(self.rotary, Forward(self, rotate))
-            self._undo.append(backbone.register_forward_hook(self._ends, always_call=True).remove)
         vars(self.model)[MARK] = self
         self._undo.append(partial(vars(self.model).pop, MARK))
 
@@ -118,7 +122,10 @@ class Attached:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             self._asks(model, inspect.signature(own).bind_partial(*args, **kwargs).arguments | kwargs)
-            return own(*args, **kwargs)
+            try:
+                return own(*args, **kwargs)
+            finally:  # a call that failed before its first mixer leaves nothing for the next
+                self._here.begun, self._here.asked = None, {}
 
         listening = Forward(self, forward, compiled=True)
         functools.update_wrapper(listening, own)  # its signature, which `generate` reads
@@ -170,10 +177,6 @@ class Attached:
             memory = memory_of(here.asked, self.view.parts[0].module)
             here.begun = call = self._begin(x, None, memory)
         return rotary(x, position_ids, [plan.rotary for plan in call.state.plans])
-
-    def _ends(self, *_: Any) -> None:
-        """A call that failed before its first mixer leaves nothing for the next."""
-        self._here.begun, self._here.asked = None, {}
 
     def forward(self, k: int, *args: Any, **kwargs: Any) -> Tensor:
         """The forward of the k-th mixer: (B, L, M) -> (B, L, M)."""
@@ -230,7 +233,7 @@ class Attached:
         batch, L, _ = hidden.shape
         here = self._here
         settings = self.settings if here.settings is None else here.settings
-        call = Call(settings, here.total_length, here.observer, here.asked, _nothing_read(batch))
+        call = Call(settings, here.total_length, here.observer, here.asked, _nothing_read(batch, self._number))
         here.asked = {}
         if mask is None:  # transformers hands none to its mixers where a token is decoded
             mask = call.asked.get("attention_mask")
@@ -245,7 +248,7 @@ class Attached:
         fresh = memory is None or not memory.started()
         if memory is not None and not fresh:
             before = memory.reading()
-            if before is None or before.batch != batch:
+            if before is None or before.batch != batch or before.reader != self._number:
                 raise ValueError(
                     "this cache was not filled by the attached model with as many rows; start with a new cache"
                 )
@@ -348,7 +351,7 @@ def _rotated_as(before: tuple[Plan, ...], plans: tuple[Plan, ...]) -> Plan | tup
     return found if len(set(found)) > 1 else found[0]
 
 
-def _nothing_read(batch: int) -> State:
+def _nothing_read(batch: int, reader: int) -> State:
     """A reading: a State whose tensors live in the foreign model's cache. Lengths stay on the CPU."""
     empty = torch.empty(0, batch)
-    return State(conv=empty, ssm=empty, length=torch.zeros(batch, dtype=torch.int64), plan=Plan("none", 0))
+    return State(empty, empty, torch.zeros(batch, dtype=torch.int64), Plan("none", 0), reader=reader)

@@ -126,6 +126,8 @@ def call_transformers(mixer: Any, *args: Any, **kwargs: Any) -> Call:
         raise ValueError(f"{type(mixer).__name__} was called in a way attach does not understand: {error}") from error
     bound |= bound.pop("kwargs", {})
     del bound["self"]
+    if "hidden_states" not in bound:
+        raise ValueError(f"{type(mixer).__name__} was called without hidden_states, which attach does not understand")
     hidden: Tensor = bound.pop("hidden_states")
     mask = bound.pop("attention_mask", None)
     caches = [cache for cache in (bound.pop(name, None) for name in _CACHE) if cache is not None]
@@ -160,8 +162,19 @@ def refuse_spread(model: Any, mixers: Sequence[Any]) -> None:
                 "this model's Mamba layers are offloaded (accelerate fetches their weights when they are called); load "
                 "it on devices that hold them"
             )
+
+
+def refuse_others(mixers: Sequence[Any]) -> None:
+    """Raise ValueError for layers with a forward that is not their library's: attach would run the library's."""
+    for mixer in mixers:
         if slot(mixer) == "forward" and "forward" in vars(mixer):
             raise ValueError("another library runs this model's Mamba layers already; load the model without it")
+        owner = next(kind for kind in type(mixer).__mro__ if "forward" in vars(kind))
+        if owner.__module__.split(".")[0] not in ("transformers", "mamba_ssm"):
+            raise ValueError(
+                f"{owner.__module__}.{owner.__name__} has a forward of its own, which attach would replace by its "
+                "library's; attach to a model with transformers' or mamba_ssm's own Mamba layers"
+            )
 
 
 class MambaSSMMemory:

@@ -32,6 +32,7 @@ class State:
     method: what the last prefill was asked for, "auto" or a forced method
     reservoirs: by decimating layer, the tokens of an unfinished prompt that may still survive, in pieces
     fingerprint, sidecar: of the model the state belongs to, and of the sidecar it was read with ("" = none)
+    reader: the number of the attached model that fills the cache this belongs to; 0 = none, the runtime's own state
     """
 
     conv: Tensor
@@ -44,6 +45,7 @@ class State:
     reservoirs: dict[int, tuple[Tokens, ...]] = field(default_factory=dict)
     fingerprint: str = ""
     sidecar: str = ""
+    reader: int = 0
     graph: StepGraph | None = field(default=None, init=False, compare=False, repr=False)  # of its steps; no copy has it
 
     def __getstate__(self) -> dict[str, Any]:
