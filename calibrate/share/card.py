@@ -132,7 +132,7 @@ def _split(card: str) -> tuple[dict[str, Any], str]:
     if found is None:
         return {}, card
     try:
-        values = yaml.safe_load(found[1]) or {}
+        values = yaml.safe_load(found[1] or "") or {}
     except Exception as error:  # besides YAMLError whatever its constructors run into
         raise UserError(f"the head of the card on the Hub is no YAML ({first_line(error, 80)}); correct it") from error
     if not isinstance(values, dict):

@@ -14,6 +14,7 @@ from longscan.calibrate.measure.measuring import LayerMeasurement
 from longscan.calibrate.measure.sketch import DeltaSketch
 from longscan.calibrate.search.candidates import Candidate, DecimatePick, FilterPick, share_at
 from longscan.calibrate.search.choice import bands
+from longscan.calibrate.search.scoring import Scoring
 from longscan.calibrate.search.search import LengthPicks
 from longscan.calibrate.search.tables import Tables
 from longscan.calibrate.sidecars import sidecar_from_bands
@@ -120,3 +121,27 @@ def test_beyond_the_last_length_m_holds_and_the_plan_says_so(layers):
         assert side.plan(1024 * factor).extrapolated
         assert mass(side, layers, 1024 * factor) == pytest.approx(0.4, rel=0.1)
         assert (side.thresholds(0, 1024 * factor) > side.thresholds(0, 1024)).all()  # g goes on; only m holds
+
+
+@pytest.mark.parametrize("methods", [["filter", "filter", "both", "both"], ["filter", "both", "both", "both"]])
+def test_both_is_judged_by_the_thresholds_that_are_written(layers, methods):
+    """A scan that decimation has shortened looks g up between the lengths of other picks."""
+    decimation = decimations(100)[0]
+    side = sidecar(layers, [decimation] * 4, methods)
+    lm = SimpleNamespace(
+        source=SimpleNamespace(name="made-up", revision=""), fingerprint="0" * 64,
+        weights=SimpleNamespace(layers=layers, channels=D), with_sidecar=lambda made: made,
+    )  # fmt: skip
+    tables = Tables(layers, L, lambda *_: pytest.fail("no sweep was asked for"))
+    shares = {n: m * L / n for n, m in MASS.items()}
+    for length, method in zip(MASS, methods):
+        if method != "both":
+            continue
+        before = {n: share for n, share in shares.items() if n < length}
+        scoring = Scoring(lm, tables, "perplexity", {}, {}, 8, 4096, None, shares=before)
+        judged = scoring._model(Candidate(replace(WORKING, share=shares[length]), decimation), length)
+        seen = side.plan(length).scan_lengths(N_LAYER, 9)
+        assert L < seen[-1] < length and judged.plan(length).scan_lengths(N_LAYER, 9) == seen
+        for i, n in enumerate(seen):
+            g = side.thresholds_in(side.band(length), i, n, "both")
+            torch.testing.assert_close(judged.thresholds_in(0, i, n, "both"), g, rtol=1e-5, atol=0)

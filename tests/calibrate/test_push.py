@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from longscan.calibrate.errors import UserError
 from longscan.calibrate.share.card import BEGIN, END, merge, model_card
@@ -289,3 +291,37 @@ def test_a_sidecar_of_a_local_model_says_so(hub, client, model, tmp_path):
 
 def test_unknown_errors_are_explained_too():
     assert "check the name" in str(explain(ValueError("odd"), "a/b"))
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "---\r\nlicense: cc-by-4.0\r\ntags:\r\n- mine\r\n---\r\n# Theirs\r\n",
+        "---\nlicense: cc-by-4.0\ntags: [mine]\n---",
+        "\n---\nlicense: cc-by-4.0\ntags: [mine]\n---\n# Theirs\n",
+        "---  \nlicense: cc-by-4.0\ntags: [mine]\n---\n",
+    ],
+)
+def test_merge_finds_a_cards_head_where_the_hub_does(head):
+    new = f"---\nlicense: mit\nlibrary_name: longscan\ntags: [mamba]\n---\n\n# x\n\n{BEGIN}\nours\n{END}\n"
+    merged = ModelCard(merge(head, new))
+    assert merged.data.license == "cc-by-4.0" and merged.data.tags == ["mine", "mamba"]
+    assert merged.data.library_name == "longscan" and merged.text.count("---") == 0
+    assert ModelCard(merge("---\n---\n# Theirs\n", new)).data.license == "mit"
+
+
+@pytest.mark.parametrize("of, known", [("someone/tiny-mamba", True), ("folder", False)])
+def test_a_card_on_a_branch_loads_from_that_branch(sidecar, of, known):
+    side = Sidecar.read(sidecar)
+    side = replace(side, metadata={**side.metadata, "base_model": of})
+    wanted = 'load("me/x", revision="v2")' if known else 'load("path/to/folder", "me/x@v2")'
+    assert wanted in model_card(side, "me/x", {}, revision="v2")
+    assert model_card(side, "me/x", {}, revision="main") == model_card(side, "me/x", {})
+
+
+def test_a_card_says_how_many_windows_were_read(sidecar):
+    side = Sidecar.read(sidecar)
+    rows = json.loads(side.metadata["scores"])
+    counted = [{**row, "windows": 30 * (i + 1)} for i, row in enumerate(rows)]
+    card = model_card(replace(side, metadata={**side.metadata, "scores": json.dumps(counted)}), "me/x", {})
+    assert f"30 to {30 * len(rows)} windows a length" in card

@@ -250,6 +250,17 @@ def test_deltas_below_zero_and_states_that_grow(name, backend):
 
 
 @pytest.mark.parametrize("backend", FAST)
+def test_a_bias_that_takes_delta_below_zero(backend):
+    a = without(scan_inputs(2, 9, 16, 4), "threshold", "index", "mask", "scale")
+    a |= {"delta": a["delta"].abs(), "delta_bias": torch.full((16,), -40.0)}
+    wanted = call(lambda **k: selective_scan(**k, delta_softplus=False), a, "reference")
+    found = call(lambda **k: selective_scan(**k, delta_softplus=False), a, backend)
+    for f, w in zip(found, wanted, strict=True):
+        assert torch.equal(f.isfinite(), w.isfinite())
+        torch.testing.assert_close(f[w.isfinite()], w[w.isfinite()], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("sizes", [(2, 0, 5, 3), (0, 3, 5, 3), (2, 3, 0, 3), (1, 1, 1, 1), (2, 3, 1, 1), (1, 2, 16, 5)])
 def test_smallest_and_empty_shapes(sizes, backend):
     B, L, D, N = sizes

@@ -89,3 +89,11 @@ def test_imported_once_more_under_another_name_the_operators_stay():
     root = str(Path(longscan.kernels.__file__).parents[1])
     done = subprocess.run([sys.executable, "-c", code, root], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("W", [1, 2, 4])
+@pytest.mark.parametrize("L", [1, 5])
+def test_a_convolutions_state_is_a_tensor_of_its_own(W, L):
+    """At W = 1 it holds nothing, and still must not be the one that was given."""
+    x, before = torch.randn(2, L + 1, 16)[:, :L], torch.randn(2, 16, W - 1)
+    torch.library.opcheck(torch.ops.longscan.causal_conv1d.default, (x, torch.randn(16, W), None, before, None, "auto"))

@@ -286,3 +286,40 @@ def test_a_total_that_is_no_length_is_refused(pair):
             with pytest.raises(ValueError, match="total_length"):
                 attached.total_length = total
         assert attached.total_length is None
+
+
+@pytest.mark.parametrize("name", ["mamba2", "bamba"])
+@torch.no_grad()
+def test_a_cache_that_others_went_on_filling_is_refused(name, ids):
+    model = build(name)
+    with attach(model):
+        out = call(model, ids[:, :10])
+    out = call(model, ids[:, 10:11], out)
+    with attach(model), pytest.raises(ValueError, match="start with a new cache"):
+        call(model, ids[:, 11:14], out)
+
+
+@torch.no_grad()
+def test_a_call_that_failed_leaves_nothing_for_the_next(ids, relative_rms):
+    model = build("mamba2")
+    wanted = model.backbone(ids).last_hidden_state
+    mask = torch.ones_like(ids)
+    mask[:, :20] = 0
+    with attach(model):
+        with pytest.raises(IndexError):  # in the embedding, ahead of the first mixer
+            model(torch.full_like(ids, 10**6), attention_mask=mask)
+        assert relative_rms(model.backbone(ids).last_hidden_state, wanted) < 1e-4
+
+
+def test_a_forward_that_is_not_the_librarys_is_refused_by_name():
+    model = build("mamba2")
+    mixers = [block.mixer for block in model.backbone.layers]
+
+    class Halved(type(mixers[0])):
+        def forward(self, *args, **kwargs):
+            return 0.5 * super().forward(*args, **kwargs)
+
+    for mixer in mixers:
+        mixer.__class__ = Halved
+    with pytest.raises(ValueError, match="Halved has a forward of its own"):
+        attach(model)
