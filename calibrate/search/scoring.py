@@ -107,8 +107,10 @@ class Scoring:
         twice = self.objective == "mixed" and candidate.decimate is not None
         first = shared.stop if shared else 0
         self.token_layers += (1 + twice) * (stop - start) * length * candidate.layers_read(length, self.n_layer, first)
-        law = sorted(self._shares(candidate, length).items()) if candidate.method == "both" else []
-        key = canonical([self.purpose, self.objective, asdict(candidate), length, start, stop, *([law] if law else [])])
+        what = asdict(candidate)
+        if candidate.method == "both":
+            what["shares"] = sorted(self._shares(candidate, length).items())
+        key = canonical([self.purpose, self.objective, what, length, start, stop])
         found = self.journal.get(key)
         if found is None:
             found = self._read(candidate, length, start, stop, shared)
