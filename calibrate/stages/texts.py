@@ -62,10 +62,10 @@ def read(job: Job) -> Tokens:
     enough = Enough(max(choosing, _DOCUMENTS), longest, choosing * longest)
     held_out = [encode(lm, part, enough) for _, part in parts]
     windows = token_windows(fit, job.L, count, tail=job.L, seed=options.seed)
-    unswept = _unswept(job, fit, texts[0].name)
     tail = min(_MOST_TAIL, job.L // 2)
     none = torch.empty(0, longest, dtype=torch.int64)
     searched, judged = _held_out_windows(job, held_out, choosing, tail) if job.searches else (none, none)
+    unswept = _unswept(job, fit, texts[0].name)
     digests = [each.sha256 for each in texts]
     record = {
         **recorded(options.texts, texts),
