@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import torch
@@ -15,21 +16,35 @@ _AT_ONCE = 1 << 24  # windows drawn at once, 16 bytes each
 
 
 def interval(difference: Tensor, confidence: float, draws: int, seed: int) -> tuple[float, float]:
-    """Interval of the mean of paired differences (n,) in float64, n >= 1; (-inf, inf) for a single one.
+    """Interval of the mean of paired differences (n,) in float64; (-inf, inf) for a single one.
 
-    The percentile interval of `draws` draws, more where that leaves fewer than twenty in either tail; its deviations
-    widened by sqrt(n / (n - 1)) t_{n-1} / z: that of a few windows alone is too narrow (Hesterberg 2015).
+    The percentile interval, its deviations widened by sqrt(n / (n - 1)) t_{n-1} / z: that of a few windows alone is
+    too narrow (Hesterberg 2015).
     """
-    n = len(difference)
-    if n == 1:
-        return -torch.inf, torch.inf
+    return value_interval([(1.0, difference)], confidence, draws, seed)
+
+
+def value_interval(
+    parts: Sequence[tuple[float, Tensor]], confidence: float, draws: int, seed: int
+) -> tuple[float, float]:
+    """Interval of a weighted sum of means; the windows of different tasks are drawn independently, `draws` times, more
+    where that leaves fewer than twenty in either tail."""
     draws = min(max(draws, math.ceil(40 / (1 - confidence))), _MOST_DRAWS)
     generator = torch.Generator().manual_seed(seed)
-    some = max(1, _AT_ONCE // n)  # the draws are the same in however many parts
-    sizes = [min(some, draws - done) for done in range(0, draws, some)]
-    drawn = torch.cat([difference[torch.randint(n, (rows, n), generator=generator)].mean(1) for rows in sizes])
-    centre, edge = float(difference.mean()), (1 - confidence) / 2
-    deviations = _widening(n, confidence) * (drawn - centre)
+    centre, deviations = 0.0, torch.zeros(draws, dtype=torch.float64)
+    for weight, difference in parts:
+        n = len(difference)
+        if not n:
+            continue
+        if n == 1:
+            return -torch.inf, torch.inf
+        mean = difference.mean()
+        centre += weight * float(mean)
+        some = max(1, _AT_ONCE // n)  # the draws are the same in however many parts
+        sizes = [min(some, draws - done) for done in range(0, draws, some)]
+        drawn = [difference[torch.randint(n, (rows, n), generator=generator)].mean(1) for rows in sizes]
+        deviations += weight * _widening(n, confidence) * (torch.cat(drawn) - mean)
+    edge = (1 - confidence) / 2
     return centre + float(deviations.quantile(edge)), centre + float(deviations.quantile(1 - edge))
 
 
@@ -38,7 +53,8 @@ def clearly_better(one: Score, other: Score, confidence: float, draws: int, seed
     exceeds none."""
     if not math.isfinite(other.value):
         return math.isfinite(one.value)
-    return interval(one.values - other.values, confidence, draws, seed)[0] > 0
+    parts = [(-1.0, one.losses - other.losses), (1.0, one.answered - other.answered)]
+    return value_interval(parts, confidence, draws, seed)[0] > 0
 
 
 def within(one: Score, other: Score, loss_margin: float) -> bool:

@@ -42,15 +42,8 @@ class Score:
         return Score(self.losses[:count], self.answered[:count], self.exact[:count])
 
     @property
-    def values(self) -> Tensor:
-        """Of each window, (n,): -loss (perplexity), answered (passkey), or answered - loss of one prompt (mixed)."""
-        if not len(self.losses):
-            return self.answered
-        return self.answered - self.losses if len(self.answered) else -self.losses
-
-    @property
     def value(self) -> float:
-        """Their mean."""
+        """-loss (perplexity), share answered (passkey), or answered - loss (mixed)."""
         loss = float(self.losses.mean()) if len(self.losses) else 0.0
         answered = float(self.answered.mean()) if len(self.answered) else 0.0
         value = answered - loss
