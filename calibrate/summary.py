@@ -111,7 +111,7 @@ def haystacks(side: Sidecar) -> str:
 
 
 def windows_judged(side: Sidecar) -> str:
-    """How many held-out windows the scores are of: "30 to 120 windows a length"; sidecars before 0.2 do not say."""
+    """How many held-out windows the scores are of: "30 to 120 windows a length"; an older sidecar does not say."""
     read = sorted({row["windows"] for row in Facts.of(side).scores if row.get("windows") is not None})
     if not read:
         return "windows"
